@@ -1,0 +1,29 @@
+"""The exceptions a user can meet. Each carries one clear line; the command line prints it and exits with code 2."""
+
+
+class HfpruneError(Exception):
+    """Anything that went wrong for a reason the user can act on."""
+
+
+class ConfigError(HfpruneError, ValueError):
+    """A recipe or configuration that asks for something unknown, malformed or impossible."""
+
+
+class DataError(HfpruneError, ValueError):
+    """Data that is missing, unreadable or of the wrong form."""
+
+
+class ModelError(HfpruneError, ValueError):
+    """A model that could not be found, built or pruned as asked."""
+
+
+class CheckpointError(HfpruneError, RuntimeError):
+    """A checkpoint that is incomplete, does not match its metadata or could not be written."""
+
+
+class TrainingDiverged(HfpruneError, RuntimeError):
+    """The loss stopped being a finite number."""
+
+
+class NotReachable(HfpruneError, OSError):
+    """Something named in a recipe lies on the Hub, and the Hub could not be reached."""
