@@ -272,4 +272,4 @@ def one_line(error: ValidationError, prefix: str = "") -> str:
 
 def _is_union_tag(part: Any) -> bool:
     """Whether a part of pydantic's error location names a member of a union rather than a key."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "constrained-int"))
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float") or part.startswith("constrained-"))

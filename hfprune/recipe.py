@@ -1,0 +1,223 @@
+"""Recipe: the YAML file that says the whole run: model, data, baseline, pruning, training, output."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from hfprune.config import PruningConfig, StrictModel, one_line
+from hfprune.errors import ConfigError
+
+Task = Literal["image-classification", "text-classification", "causal-lm"]
+
+
+class ModelSection(StrictModel):
+    """Which model.
+
+    Attributes:
+        name: `timm/ARCHITECTURE[.TAG]`, a Hub id, a local folder, or `package.module:function` that returns a module.
+        args: for timm, arguments of `timm.create_model`; for transformers, values of its config; else of the function.
+        pretrained: load weights (timm and transformers); false builds the architecture with random ones.
+        revision: a branch, tag or commit on the Hub.
+    """
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    pretrained: bool = True
+    revision: str | None = None
+
+
+class DataSection(StrictModel):
+    """Which data.
+
+    Attributes:
+        name: `digits` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv or text file or a
+            folder of them, or the name of a dataset on the Hub.
+        task: `image-classification`, `text-classification` or `causal-lm`.
+        config: the dataset's configuration, for those that have several.
+        train_split, eval_split: the splits used; by default train, and the first of test, validation.
+        eval_fraction: the part of the training split held out where there is no split to evaluate on.
+        image_column, label_column, text_columns: by default found by type and by usual names.
+        image_size: height and width in pixels; by default what the model takes.
+        mean, std: normalisation, one value a channel; by default the model's own.
+        augment: random shifts and crops (and mirror images, except for digits) while training.
+        max_length: tokens a text for classification; block_size: tokens a sequence for causal-lm.
+        train_samples, eval_samples: use only so many, drawn by the seed.
+        metrics: what is measured; by default accuracy for classification, perplexity for causal-lm.
+    """
+
+    name: str
+    task: Task = "image-classification"
+    config: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = None
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    image_column: str | None = None
+    label_column: str | None = None
+    text_columns: list[str] | None = None
+    image_size: int | tuple[int, int] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augment: bool = True
+    max_length: Annotated[int, Field(ge=1)] = 128
+    block_size: Annotated[int, Field(ge=2)] = 256
+    train_samples: Annotated[int, Field(ge=1)] | None = None
+    eval_samples: Annotated[int, Field(ge=1)] | None = None
+    metrics: list[str] | None = None
+
+
+class OutputSection(StrictModel):
+    """Where results go.
+
+    Attributes:
+        folder: of the checkpoint, card, report and pictures.
+        batch_sizes: at which latency is measured.
+    """
+
+    folder: str
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32])
+
+
+class Recipe(StrictModel):
+    """A whole run. `baseline` trains the dense model first: TrainingArguments fields, `epochs` among them, that replace
+    those of `training` for that part. `training` holds any TrainingArguments field by its own name.
+
+    Example:
+        >>> recipe = Recipe.from_yaml("recipes/vit_hybrid.yaml", overrides=["pruning.target.ratio=.7"])
+        >>> recipe.pruning.ratio
+        0.7
+    """
+
+    model: ModelSection
+    data: DataSection
+    baseline: dict[str, Any] | None = None
+    pruning: PruningConfig
+    training: dict[str, Any] = Field(default_factory=dict)
+    output: OutputSection
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline_says_how_long(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not {"epochs", "max_steps"} & set(value):
+            raise ValueError("epochs: missing, e.g. {epochs: 30}; leave out `baseline` to begin from the model as it is")
+        return value
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> Recipe:
+        """Reads a recipe file.
+
+        Args:
+            path: the YAML file.
+            overrides: `key.key=value` each, the value in YAML, applied in order.
+
+        Raises:
+            ConfigError: one line that names the key, the value and, where there is one, a nearby valid one.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"--recipe: no file '{path}'{_nearby(path)}")
+        try:
+            values = load_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: a recipe is a map with the keys {', '.join(cls.model_fields)}")
+        for override in overrides or []:
+            _apply(values, override)
+        return cls.parse(values)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Recipe:
+        """A recipe from plain values; a ConfigError in one line where they are wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(one_line(error)) from error
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that reads back as the same recipe; what was not said is left out."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _nearby(path: Path) -> str:
+    from hfprune.registry import nearest
+
+    beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    match = nearest(path.name, beside)
+    return f"; did you mean '{path.parent / match}'?" if match else ""
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: expected key.key=value, e.g. --set pruning.target.ratio=.7")
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: '{text}' is not valid YAML") from error
+    section = values
+    for part in parts[:-1]:
+        if section.get(part) is None:
+            section[part] = {}
+        if not isinstance(section[part], dict):
+            section[part] = _unfold(part, section[part], override)
+        section = section[part]
+    section[parts[-1]] = value
+
+
+def _unfold(key: str, value: Any, override: str) -> dict[str, Any]:
+    """The long form of the shorthands that a recipe allows, so that an override can reach inside."""
+    long_form = {"target": "ratio", "schedule": "kind", "criterion": "name"}
+    if key not in long_form:
+        raise ConfigError(f"--set {override}: '{key}' is {value!r}, which has no keys of its own")
+    return {long_form[key]: value}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's rules for plain words: `1e-3` is a number, `2:4` and `no` are words; a repeated key is an error."""
+
+    yaml_implicit_resolvers: dict[str, list] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, list] = {}
+
+
+_PLAIN_WORDS = {
+    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "tag:yaml.org,2002:merge": (r"<<", ["<"]),
+}
+for _tag, (_pattern, _first) in _PLAIN_WORDS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML; no object is ever built from it."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with YAML 1.2's plain words)
