@@ -1,4 +1,4 @@
-"""PruningConfig: what to prune, by how much, when, and how to recover. The recipe's `pruning:` section is exactly this."""
+"""PruningConfig: what to prune, by how much, when, and how to recover; also the recipe's `pruning:` section."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Schedule(StrictModel):
 
 
 class Recovery(StrictModel):
-    """How a phase fine-tunes after its pruning step, and when it ends. A list gives one value a step, the last repeated.
+    """How a phase fine-tunes after its pruning step, and when it ends; a list gives one value a step, the last repeated.
 
     Attributes:
         epochs: epochs a phase; with patience, the most it may take. By default TrainingArguments.num_train_epochs.

@@ -35,8 +35,8 @@ class DataSection(StrictModel):
     """Which data.
 
     Attributes:
-        name: `digits` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv or text file or a
-            folder of them, or the name of a dataset on the Hub.
+        name: `digits` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv or text file
+            or a folder of them, or the name of a dataset on the Hub.
         task: `image-classification`, `text-classification` or `causal-lm`.
         config: the dataset's configuration, for those that have several.
         train_split, eval_split: the splits used; by default train, and the first of test, validation.
@@ -103,7 +103,7 @@ class Recipe(StrictModel):
     @classmethod
     def _baseline_says_how_long(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None and not {"epochs", "max_steps"} & set(value):
-            raise ValueError("epochs: missing, e.g. {epochs: 30}; leave out `baseline` to begin from the model as it is")
+            raise ValueError("epochs: missing, e.g. {epochs: 30}; leave out `baseline` to prune the model as it is")
         return value
 
     @classmethod
