@@ -123,7 +123,7 @@ class Schedule(StrictModel):
 
 
 class Recovery(StrictModel):
-    """How a phase fine-tunes after its pruning step, and when it ends; a list gives one value a step, the last repeated.
+    """How a phase fine-tunes after its pruning step, and when it ends. A list: one value a step, the last repeated.
 
     Attributes:
         epochs: epochs a phase; with patience, the most it may take. By default TrainingArguments.num_train_epochs.
