@@ -1,0 +1,51 @@
+"""Criteria of weight times gradient: taylor, snip, movement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hfprune.criteria.criterion import Criterion, register_criterion
+
+
+@register_criterion("taylor")
+class Taylor(Criterion):
+    """(Sum of w·g)², or the sum of |w·g| with `absolute`; g averaged over batches (Molchanov 2019, arXiv 1906.10771)."""
+
+    statistics = ("gradient",)
+
+    def __init__(self, *, absolute: bool = False, **common: Any):
+        super().__init__(**common)
+        self.absolute = absolute
+
+    def terms(self, name: str, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        products = weight * gradient
+        return products.abs() if self.absolute else products
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        return total if self.absolute else total.square()
+
+
+@register_criterion("snip")
+class Snip(Criterion):
+    """Sum of |w·g| on the weights as they are; meant for the initialisation (Lee 2019, arXiv 1810.02340)."""
+
+    statistics = ("gradient",)
+
+    def terms(self, name: str, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return (weight * gradient).abs()
+
+
+@register_criterion("movement")
+class Movement(Criterion):
+    """Minus the sum of w·g over the training steps: weights that move towards zero go (Sanh 2020, arXiv 2005.07683).
+
+    `PruningTrainer` adds it up while it trains. Before any training, and in `hfprune.prune`, the sum runs over calibration
+    batches with the weights held still.
+    """
+
+    statistics = ("movement",)
+
+    def terms(self, name: str, weight: torch.Tensor, movement: torch.Tensor) -> torch.Tensor:
+        return -movement

@@ -1,0 +1,242 @@
+"""Selection: from scores to what goes. Exact counts, ties included, with no copy and no sort of the scores.
+
+The threshold is found by a radix selection over the bits of the scores: one histogram of the high bits, one of the low
+bits inside the bucket that holds the threshold. Units that tie at the threshold are taken evenly over all ties, so that
+no layer pays for standing first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from hfprune.errors import ConfigError, ModelError
+
+CHUNK = 1 << 20
+"""Units looked at in one go: it bounds the extra memory."""
+
+_DIGIT_BITS = 16
+_DIGITS = 1 << _DIGIT_BITS
+
+
+@dataclass
+class LayerScores:
+    """The scores of one layer's units, given out a slice at a time so that they need never lie in memory at once.
+
+    Attributes:
+        name: the weight's name.
+        units: how many there are.
+        scores: from a range of units to their scores, a 1-D floating tensor; the lowest go first.
+        gone: units that went in an earlier step, a flat bool tensor, or None.
+        candidates: units that may go at all, a flat bool tensor, or None for all.
+        limit: the most units that may go, those gone before included; None for no limit.
+    """
+
+    name: str
+    units: int
+    scores: Callable[[int, int], torch.Tensor]
+    gone: torch.Tensor | None = None
+    candidates: torch.Tensor | None = None
+    limit: int | None = None
+    already: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.already = 0 if self.gone is None else int(self.gone.sum())
+
+    @property
+    def available(self) -> int:
+        """How many units could be gone in the end."""
+        able = self.units if self.candidates is None else int(self.candidates.sum())
+        return max(self.already, able if self.limit is None else min(able, self.limit))
+
+    def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
+        """Ranges of units: start, stop, which of them are open (None: all), and the scores of the open ones."""
+        for start in range(0, self.units, CHUNK):
+            stop = min(start + CHUNK, self.units)
+            scores = self.scores(start, stop).to(dtype)
+            selectable = None
+            if self.gone is not None and self.already:
+                selectable = ~self.gone[start:stop]
+            if self.candidates is not None:
+                able = self.candidates[start:stop]
+                selectable = able if selectable is None else selectable & able
+            yield start, stop, selectable, scores if selectable is None else scores[selectable]
+
+
+@dataclass
+class _Cut:
+    """Where the scores are cut: all below `threshold` go, and `taken` of the `ties` units that equal it."""
+
+    threshold: float
+    ties: int
+    taken: int
+
+
+def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
+    """The units that are gone after this step: those gone before, and the lowest scores of all layers together.
+
+    Args:
+        layers: the scores of every layer.
+        total: how many units are to be gone in all, those gone before included.
+
+    Returns:
+        A flat bool tensor for each layer, true for what is gone; exactly `total` are true in all.
+
+    Raises:
+        ConfigError: `total` is more than the layers' limits allow.
+        ModelError: a score is not a number.
+    """
+    already = sum(layer.already for layer in layers)
+    if total < already:
+        raise ConfigError(f"target: {total} units are to be gone, but {already} are gone already")
+    available = sum(layer.available for layer in layers)
+    if total > available:
+        raise ConfigError(
+            f"pruning.target: {total} units are to go, but min_kept, ignore or the pattern leave only {available}"
+        )
+    dtype = _score_dtype(layers)
+    gone: dict[str, torch.Tensor] = {}
+    free, needed = list(layers), total
+    while free:
+        cut = _find_cut(free, needed - sum(layer.already for layer in free), dtype)
+        chosen = _apply_cut(free, cut, dtype)
+        over = [layer for layer in free if layer.limit is not None and int(chosen[layer.name].sum()) > layer.available]
+        if not over:
+            gone.update(chosen)
+            break
+        # A layer over its limit stays over it when the others give more: it is filled to the limit and set aside.
+        for layer in over:
+            alone = _find_cut([layer], layer.available - layer.already, dtype)
+            gone.update(_apply_cut([layer], alone, dtype))
+            needed -= layer.available
+        free = [layer for layer in free if layer not in over]
+    return {layer.name: gone[layer.name] for layer in layers}
+
+
+def select_each(layers: list[LayerScores], totals: dict[str, int]) -> dict[str, torch.Tensor]:
+    """`select`, every layer by itself with a total of its own (scope `layer`)."""
+    gone: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        gone.update(select([layer], min(max(totals[layer.name], layer.already), layer.available)))
+    return gone
+
+
+def pattern_candidates(scores: torch.Tensor, kept: int, group: int, gone: torch.Tensor | None = None) -> torch.Tensor:
+    """The elements that an N:M pattern removes: in every group of `group` the lowest, all but `kept`.
+
+    Args:
+        scores: any shape, the groups along the last dimension; what is left over at its end forms no group and stays.
+        kept: N.
+        group: M.
+        gone: elements gone already, of the same shape; they are among those removed.
+
+    Returns:
+        A bool tensor of the shape of `scores`.
+    """
+    width = scores.shape[-1] // group * group
+    candidates = torch.zeros_like(scores, dtype=torch.bool)
+    if width == 0:
+        return candidates
+    rows = scores.reshape(-1, scores.shape[-1])
+    flat = candidates.view(-1, scores.shape[-1])
+    before = None if gone is None else gone.reshape(-1, scores.shape[-1])
+    step = max(1, CHUNK // scores.shape[-1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step, :width].reshape(-1, group)
+        if before is not None:
+            part = part.masked_fill(before[start : start + step, :width].reshape(-1, group), -torch.inf)
+        order = part.argsort(dim=-1, stable=True)[:, : group - kept]
+        lowest = torch.zeros_like(part, dtype=torch.bool).scatter_(1, order, True)
+        flat[start : start + step, :width] = lowest.view(-1, width)
+    return candidates
+
+
+def _score_dtype(layers: list[LayerScores]) -> torch.dtype:
+    samples = [layer.scores(0, 1).dtype for layer in layers if layer.units]
+    return torch.float64 if torch.float64 in samples else torch.float32
+
+
+def _keys(scores: torch.Tensor, name: str) -> torch.Tensor:
+    """Integers in the order of the scores: the float's own bits, with those of negative numbers turned round."""
+    bits = scores.contiguous().view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
+    lowest = int(bits.min()) if bits.numel() else 0
+    if lowest < 0:  # negative numbers are there, or -0.0, which must equal 0.0
+        bits = (scores + 0.0).view(bits.dtype)
+        bits = bits ^ ((bits >> (bits.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
+    infinity = 0x7F800000 if bits.dtype == torch.int32 else 0x7FF0000000000000
+    if bits.numel() and (int(bits.max()) > infinity or int(bits.min()) < -infinity - 1):
+        raise ModelError(f"the criterion gave a score that is not a number in '{name}'")
+    return bits
+
+
+def _find_cut(layers: list[LayerScores], wanted: int, dtype: torch.dtype) -> _Cut | None:
+    """The score at which exactly `wanted` of the open units lie below, ties aside; None when nothing is wanted."""
+    if wanted <= 0:
+        return None
+    bits = 32 if dtype == torch.float32 else 64
+    prefix, rank = None, wanted
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        histogram = torch.zeros(_DIGITS, dtype=torch.int64)
+        for layer in layers:
+            for _, _, _, scores in layer.chunks(dtype):
+                keys = _keys(scores, layer.name)
+                histogram += _count_digits(keys, shift, prefix).cpu()
+        reached = histogram.cumsum(0)
+        digit = int(torch.searchsorted(reached, rank))
+        if digit >= _DIGITS:
+            raise ConfigError(f"pruning.target: only {int(reached[-1])} units are open, {wanted} are wanted")
+        rank -= int(reached[digit]) - int(histogram[digit])
+        # The first digit carries the sign: its histogram is shifted so that negative keys come first.
+        prefix = digit - _DIGITS // 2 if prefix is None else (prefix << _DIGIT_BITS) | digit
+    return _Cut(_score_of_key(prefix, dtype), ties=int(histogram[digit]), taken=rank)
+
+
+def _count_digits(keys: torch.Tensor, shift: int, prefix: int | None) -> torch.Tensor:
+    if prefix is None:
+        digits = (keys >> shift) + _DIGITS // 2
+    else:
+        inside = keys[(keys >> (shift + _DIGIT_BITS)) == prefix]
+        digits = (inside >> shift) & (_DIGITS - 1)
+    return torch.bincount(digits, minlength=_DIGITS)
+
+
+def _score_of_key(key: int, dtype: torch.dtype) -> float:
+    integers = torch.int32 if dtype == torch.float32 else torch.int64
+    bits = torch.tensor(key, dtype=integers)
+    if key < 0:
+        bits = bits ^ torch.iinfo(integers).max
+    return float(bits.view(dtype))
+
+
+def _apply_cut(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What is gone in each layer after the cut; ties are numbered through all layers and taken evenly."""
+    chosen, seen = {}, 0
+    for layer in layers:
+        device = layer.scores(0, 1).device if layer.units else "cpu"
+        result = torch.zeros(layer.units, dtype=torch.bool, device=device)
+        if layer.gone is not None:
+            result |= layer.gone
+        if cut is not None:
+            for start, stop, selectable, scores in layer.chunks(dtype):
+                goes, ties = _below(scores, cut, seen)
+                seen += ties
+                if selectable is None:
+                    result[start:stop] |= goes
+                else:
+                    result[start:stop][selectable] = goes
+        chosen[layer.name] = result
+    return chosen
+
+
+def _below(scores: torch.Tensor, cut: _Cut, seen: int) -> tuple[torch.Tensor, int]:
+    """Which scores of a chunk go, and how many ties it holds; `seen` ties came before it."""
+    if cut.taken == cut.ties:
+        return scores <= cut.threshold, 0
+    goes = scores < cut.threshold
+    (places,) = torch.where(scores == cut.threshold)
+    numbers = torch.arange(seen, seen + len(places), device=scores.device)
+    taken = (numbers + 1) * cut.taken // cut.ties > numbers * cut.taken // cut.ties
+    goes[places[taken]] = True
+    return goes, len(places)
