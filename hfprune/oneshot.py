@@ -36,9 +36,8 @@ class PruneReport:
 
     def table(self) -> Table:
         """One row a layer: elements, zeros and their fraction; printable by rich."""
-        table = Table(
-            title=f"{self.pruned:,} of {self.units:,} units pruned ({self.achieved:.2%})", title_justify="left"
-        )
+        title = f"{self.pruned:,} of {self.units:,} units pruned ({self.achieved:.2%})"
+        table = Table(title=title, title_justify="left")
         for column, side in (("layer", "left"), ("elements", "right"), ("zeros", "right"), ("sparsity", "right")):
             table.add_column(column, justify=side)
         for name, layer in self.masks.sparsity().items():

@@ -218,7 +218,7 @@ class Pruner:
         return LayerScores(name, self.units[name], scores_of, gone=gone, limit=self._limit(name))
 
     def _block_sums(self, weight: Weight, tensor: torch.Tensor) -> torch.Tensor:
-        """Sums over the blocks of a weight-shaped tensor, flat; a block cut off by the edge counts as if it were whole."""
+        """Sums over the blocks of a weight-shaped tensor, flat; one cut off by the edge counts as if it were whole."""
         matrix = weight.as_matrix(tensor)
         rows, cols = self.shape.rows, self.shape.cols
         padded = nn.functional.pad(matrix, (0, -matrix.shape[1] % cols, 0, -matrix.shape[0] % rows))

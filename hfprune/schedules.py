@@ -1,8 +1,8 @@
 """Pruning schedules: cumulative targets over steps.
 
 Increments are fractions of the ORIGINAL number of units. Sources: one-shot, constant, geometric and hybrid after
-"One Shot vs. Iterative" (Janusz et al., arXiv 2508.13836), with the geometric rule that really reaches its target; cubic
-after "To prune, or not to prune" (Zhu & Gupta 2017, arXiv 1710.01878).
+"One Shot vs. Iterative" (Janusz et al., arXiv 2508.13836), with the geometric rule that really reaches its target;
+cubic after "To prune, or not to prune" (Zhu & Gupta 2017, arXiv 1710.01878).
 """
 
 from __future__ import annotations

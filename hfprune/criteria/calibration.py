@@ -49,9 +49,7 @@ def gather(
     if set(criterion.statistics) - set(found):
         if data is None:
             name = type(criterion).__name__.lower()
-            raise ConfigError(
-                f"pruning.criterion: '{name}' scores by gradients and needs data; give data, or use 'l1', which does not"
-            )
+            raise ConfigError(f"pruning.criterion: '{name}' scores by gradients and needs data; give data, or use 'l1'")
         gradients = mean_gradients(model, weights, data, criterion.batches, loss or default_loss)
         found["gradient"] = gradients
         if "movement" in criterion.statistics and "movement" not in found:
@@ -62,7 +60,7 @@ def gather(
 def mean_gradients(
     model: nn.Module, weights: dict[str, Weight], data: Any, batches: int, loss: LossFunction
 ) -> dict[str, torch.Tensor]:
-    """The gradient of the loss for every weight, averaged over at most `batches` batches and all processes, in float32."""
+    """The gradient of the loss for every weight, averaged over batches and all processes, in float32."""
     parameters = [weight.parameter for weight in weights.values()]
     sums = [
         torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device) for p in parameters
@@ -106,7 +104,7 @@ def _differentiable(model: nn.Module, parameters: list[nn.Parameter]) -> Iterato
 
 
 def batches_of(data: Any) -> Iterator[Any]:
-    """Batches one by one: a tensor, a map and a pair `(inputs, labels)` of tensors are one batch, anything else many."""
+    """Batches one by one: a tensor, a map or a pair `(inputs, labels)` is one batch, anything else holds many."""
     if isinstance(data, torch.Tensor | Mapping) or _is_pair(data):
         yield data
     elif isinstance(data, Iterable):

@@ -19,8 +19,8 @@ weight times gradient over the training steps so far. Both are float32 tensors o
 class Criterion:
     """Scores importance: the lowest go first.
 
-    A unit's score is `finish` of the sum of `terms` over the unit's elements, so that one formula serves single weights,
-    blocks and whole channels.
+    A unit's score is `finish` of the sum of `terms` over the unit's elements, so that one formula serves single
+    weights, blocks and whole channels.
 
     Attributes:
         statistics: which of `STATISTICS` the terms need, in the order in which they are passed.
@@ -61,9 +61,9 @@ criteria: Registry[type[Criterion]] = Registry("criterion")
 def register_criterion(name: str) -> Callable[[Any], Any]:
     """Enters a criterion of one's own under a name that a recipe can use.
 
-    It is either a function of the weight, or a subclass of `Criterion`. A function gets whole layers; beside `weight` it
-    may take `gradient` and `movement` (see `STATISTICS`), and keyword parameters with defaults, which the recipe can set.
-    It returns one term an element; a unit's score is their sum.
+    It is either a function of the weight, or a subclass of `Criterion`. A function gets whole layers; beside `weight`
+    it may take `gradient` and `movement` (see `STATISTICS`), and parameters with defaults, which the recipe can set. It
+    returns one term an element; a unit's score is their sum.
 
     Example:
         >>> @hfprune.register_criterion("centred")

@@ -11,7 +11,7 @@ from hfprune.criteria.criterion import Criterion, register_criterion
 
 @register_criterion("taylor")
 class Taylor(Criterion):
-    """(Sum of w·g)², or the sum of |w·g| with `absolute`; g averaged over batches (Molchanov 2019, arXiv 1906.10771)."""
+    """(Sum of w·g)², or with `absolute` the sum of |w·g|; g averaged over batches (Molchanov 2019, 1906.10771)."""
 
     statistics = ("gradient",)
 
@@ -41,8 +41,8 @@ class Snip(Criterion):
 class Movement(Criterion):
     """Minus the sum of w·g over the training steps: weights that move towards zero go (Sanh 2020, arXiv 2005.07683).
 
-    `PruningTrainer` adds it up while it trains. Before any training, and in `hfprune.prune`, the sum runs over calibration
-    batches with the weights held still.
+    `PruningTrainer` adds it up while it trains. Before any training, and in `hfprune.prune`, the sum runs over
+    calibration batches with the weights held still.
     """
 
     statistics = ("movement",)

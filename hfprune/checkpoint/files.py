@@ -1,0 +1,85 @@
+"""Files that are complete or not there: written to the side, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hfprune.errors import CheckpointError
+
+
+@contextmanager
+def side_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`; its files replace those of the same name in `folder` when the block ends well.
+
+    Nothing in `folder` changes before the block ends; when it raises, or the disk is full, nothing changes at all.
+
+    Raises:
+        CheckpointError: the files could not be written.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        side = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise CheckpointError(f"can't write to '{folder}': {error.strerror}") from error
+    try:
+        yield side
+        for path in side.rglob("*"):
+            sync(path)
+        # config.json goes last: a folder that has it has everything that belongs to it.
+        for path in sorted(side.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+            _replace(path, folder / path.name)
+        sync(folder)
+    except BaseException as error:
+        shutil.rmtree(side, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        if is_write_failure(error):
+            raise CheckpointError(f"could not write to '{folder}': {error}; what was there is unchanged") from error
+        raise
+    side.rmdir()
+
+
+def is_write_failure(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written, as on a full disk."""
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(source, target)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file so that either the old or the whole new text is there."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk, where the system can tell."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

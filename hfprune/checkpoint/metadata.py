@@ -1,0 +1,169 @@
+"""The hfprune block of config.json: the sparsity of every masked tensor, and what was done. Data, never code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hfprune
+from hfprune.config import PruningConfig
+from hfprune.errors import CheckpointError
+from hfprune.masks import MaskSet, mask_hash
+
+BLOCK = "hfprune"
+"""The block's key in config.json, and the attribute of a model's config."""
+
+FORMAT_VERSION = 1
+
+
+def build_block(
+    model: nn.Module, config: PruningConfig, masks: MaskSet, achieved: float, base_model: str | None = None
+) -> dict[str, Any]:
+    """The block for a masked model.
+
+    Args:
+        model: the model that the masks are applied to.
+        config: what was asked for.
+        masks: what is held at zero.
+        achieved: the fraction of units that is gone.
+        base_model: the Hub name of the dense model, where there is one.
+    """
+    schedule = config.schedule.model_dump(mode="json", exclude_none=True)
+    done = {
+        "criterion": config.criterion,
+        "granularity": config.granularity,
+        "scope": config.scope,
+        "schedule": schedule,
+        "target": {"ratio": config.ratio},
+        "reached": {"ratio": achieved},
+    }
+    if base_model:
+        done["base_model"] = base_model
+    return {
+        "format_version": FORMAT_VERSION,
+        "version": hfprune.__version__,
+        "pruning": done,
+        "sparsity": tensor_records(model, masks),
+    }
+
+
+def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]]:
+    """The sparsity of every masked tensor under the name that it has in the checkpoint.
+
+    transformers renames, splits and joins tensors while saving; a map of where the zeros are takes the same way.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    zeros: dict[str, torch.Tensor] = {}
+    state = model.state_dict()
+    for name in masks:
+        if name not in names:
+            raise CheckpointError(f"a mask is held for '{name}', which the model does not have")
+        zeros[name] = state[name].detach() == 0
+    flags = {
+        name: zeros.get(name, torch.zeros(1, dtype=torch.bool).expand(value.shape)) for name, value in state.items()
+    }
+    flags = _as_saved(model, flags, masked=set(zeros))
+    return {
+        name: {
+            "zeros": int(flag.sum()),
+            "numel": flag.numel(),
+            "pattern": masks.pattern,
+            "sha256": mask_hash(flag),
+        }
+        for name, flag in sorted(flags.items())
+    }
+
+
+def _as_saved(model: nn.Module, flags: dict[str, torch.Tensor], masked: set[str]) -> dict[str, torch.Tensor]:
+    """The flags of masked tensors, named and shaped as `save_pretrained` writes the tensors."""
+    # A tensor is known again by its memory where it was only renamed, by its zeros where it was joined with others.
+    places = {flags[name].data_ptr() for name in masked}
+    saved = saved_tensors(model, flags)
+    return {
+        name: flag for name, flag in saved.items() if flag.data_ptr() in places or (flag.ndim > 1 and bool(flag.any()))
+    }
+
+
+def saved_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with the names and shapes that `save_pretrained` gives it: the one use of transformers' renaming."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return tensors
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, tensors)
+
+
+def masked_parameters(model: nn.Module, recorded: set[str]) -> list[str]:
+    """The model's names of the parameters that a block records under the checkpoint's names."""
+    state = model.state_dict()
+    places = {value.data_ptr(): name for name, value in saved_tensors(model, state).items()}
+    renamed = {name: places.get(parameter.data_ptr()) for name, parameter in model.named_parameters()}
+    found = [name for name, saved in renamed.items() if saved in recorded]
+    if recorded - set(renamed.values()):
+        # What was split or joined while saving has no name of its own there: its zeros say that it is masked.
+        found += [name for name, saved in renamed.items() if saved is None and bool((state[name] == 0).any())]
+    return found
+
+
+def masks_from_block(model: nn.Module, block: dict[str, Any]) -> MaskSet:
+    """The masks of a model loaded from a pruned checkpoint: its zeros, in the tensors that the block records."""
+    records = block.get("sparsity", {})
+    patterns = {record["pattern"] for record in records.values()}
+    pattern = patterns.pop() if len(patterns) == 1 else "unstructured"
+    return MaskSet.from_zeros(model, masked_parameters(model, set(records)), pattern)
+
+
+def annotate(
+    model: nn.Module, config: PruningConfig, masks: MaskSet, achieved: float, base_model: str | None = None
+) -> dict[str, Any]:
+    """Puts the block into a transformers model's config, where `save_pretrained` finds it; into others as an attribute."""
+    block = build_block(model, config, masks, achieved, base_model)
+    setattr(model.config if _has_config(model) else model, BLOCK, block)
+    return block
+
+
+def refresh(model: nn.Module, masks: MaskSet) -> None:
+    """Counts the zeros of an annotated model anew, just before it is saved."""
+    if block := block_of(model):
+        block["sparsity"] = tensor_records(model, masks)
+
+
+def block_of(model: nn.Module) -> dict[str, Any] | None:
+    """The block that a model carries, if it has been pruned."""
+    return getattr(model.config if _has_config(model) else model, BLOCK, None)
+
+
+def _has_config(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "save_pretrained")
+
+
+def read_block(folder: str | Path) -> dict[str, Any] | None:
+    """The block of a checkpoint folder, or None where its config.json has none.
+
+    Raises:
+        CheckpointError: there is no config.json, it can't be read, or its format is newer than this version reads.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{folder}' is not a checkpoint: it holds no config.json") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    block = values.get(BLOCK)
+    if block is None:
+        return None
+    version = block.get("format_version") if isinstance(block, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: the block '{BLOCK}' has no format_version")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version}, and this version reads up to {FORMAT_VERSION}; upgrade hfprune"
+        )
+    return block

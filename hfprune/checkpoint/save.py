@@ -1,0 +1,80 @@
+"""save_pretrained(): any module into a folder that loads again; picks the route by the kind of model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_model
+from torch import nn
+
+from hfprune.checkpoint.files import side_folder
+from hfprune.checkpoint.metadata import BLOCK, block_of, masks_from_block, refresh
+from hfprune.errors import CheckpointError
+from hfprune.masks import MaskSet
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, masks: MaskSet | None = None, processing_class: Any = None, **options: Any
+) -> Path:
+    """Saves any module as safetensors with its config and, if it was pruned, its sparsity.
+
+    transformers models load again by `from_pretrained`, timm models by `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` and as `AutoModelForImageClassification`, others by `hfprune.from_pretrained(folder, model=...)`.
+    Files are complete or not there: what was in the folder stays until the new files are whole.
+
+    Args:
+        model: what to save; it is not changed.
+        folder: made where it is missing.
+        masks: by default those that the model's own block and zeros say.
+        processing_class: a tokenizer or image processor that is saved along.
+        options: for transformers models, passed on to their `save_pretrained` (`max_shard_size`, ...).
+
+    Raises:
+        CheckpointError: the files could not be written; what was in the folder is unchanged.
+    """
+    from transformers import PreTrainedModel
+
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"'{folder}' is a file, not a folder")
+    if masks is None and (block := block_of(model)):
+        masks = masks_from_block(model, block)
+    if masks is not None:
+        refresh(model, masks)
+    with side_folder(folder) as side:
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(side, **options)
+        elif is_timm(model):
+            _save_timm(model, side)
+        else:
+            _save_module(model, side)
+        if processing_class is not None:
+            processing_class.save_pretrained(side)
+    return folder
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether the module was made by `timm.create_model`."""
+    return type(model).__module__.startswith("timm.") and isinstance(getattr(model, "pretrained_cfg", None), dict)
+
+
+def _save_timm(model: nn.Module, folder: Path) -> None:
+    from hfprune.models import wrap_timm
+
+    wrapper = wrap_timm(model)
+    if block := block_of(model):
+        setattr(wrapper.config, BLOCK, block)
+    wrapper.save_pretrained(folder)
+
+
+def _save_module(model: nn.Module, folder: Path) -> None:
+    save_model(model, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    kind = type(model)
+    config: dict[str, Any] = {"architectures": [f"{kind.__module__}:{kind.__qualname__}"]}
+    if block := block_of(model):
+        config[BLOCK] = block
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
