@@ -54,7 +54,11 @@ def sparsity_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
 
 def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Writes a PNG of the main metric over the pruned fraction: the dense level, and for each step the dashed way down
-    by pruning and the way back by fine-tuning. The file appears under its name only when it is complete."""
+    by pruning and the way back by fine-tuning.
+
+    A metric that spans more than a factor of 20 (perplexity right after pruning) has a logarithmic axis. The file
+    appears under its name only when it is complete.
+    """
     name = main_metric(report)
     dense = metrics((report.get("dense") or {}).get("metric")).get(name)
     points = [(step.get("achieved", step.get("target")), step) for step in report.get("steps") or []]
@@ -77,11 +81,16 @@ def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     _points(axes, points, before, scale, ORANGE, "v", "right after pruning")
     _points(axes, points, after, scale, BLUE, "o", "after fine-tuning")
     axes.set_xlim(-2.5, max([10.0, *(100 * x + 4 for x, _ in points)]))
+    shown = [value for value in (dense, *before, *after) if value is not None]
+    if scale == 1 and shown and 0 < 20 * min(shown) < max(shown):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.margins(y=0.12)
     axes.set_xlabel("pruned")
     axes.set_ylabel(title(name))
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
     if scale == 100:
         axes.yaxis.set_major_formatter(PERCENT)
     axes.grid(color="#e4e7eb", linewidth=0.8, zorder=0)
