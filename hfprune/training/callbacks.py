@@ -1,0 +1,65 @@
+"""What happens inside a phase: masks enforced, movement added up, gradual pruning, whole-run counting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from hfprune.training.trainer import PruningTrainer
+
+
+class MaskCallback(TrainerCallback):
+    """Holds masked weights at zero right after every optimizer step, whatever the optimizer did."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.trainer.masks.enforce()
+
+
+class MovementCallback(TrainerCallback):
+    """Adds up weight times gradient over the optimizer steps, for the criterion `movement`."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args: Any, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        scaler = getattr(trainer.accelerator, "scaler", None)
+        # Clipping has unscaled the gradients of fp16 training already.
+        scale = scaler.get_scale() if scaler is not None and not args.max_grad_norm else 1.0
+        for name, weight in trainer.pruner.weights.items():
+            if weight.parameter.grad is not None:
+                product = weight.parameter.float() * weight.parameter.grad.float() / scale
+                trainer.history[name] = trainer.history[name] + product if name in trainer.history else product
+
+
+class GradualCallback(TrainerCallback):
+    """Prunes inside a phase: the i-th target after `i * every` optimizer steps."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self.trainer
+        phase = trainer.phases[trainer.progress.phase]
+        reached = trainer.progress.reached
+        if reached >= len(phase.gradual):
+            return
+        if state.global_step - trainer.progress.step_offset >= (reached + 1) * phase.every:
+            trainer.prune_inside(phase.gradual[reached])
+
+
+class CountingCallback(TrainerCallback):
+    """Makes epochs count through the whole run, as optimizer steps do, where Trainer counts each phase from 0."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.epoch += self.trainer.progress.epoch_offset

@@ -1,0 +1,120 @@
+"""Phases: what a training run does, one after another, and what is remembered of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hfprune.config import PruningConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One selection and the fine-tuning after it.
+
+    Attributes:
+        number: counted from 1.
+        target: the fraction of units gone in this phase.
+        epochs, steps: how long it fine-tunes at most; None stands for what TrainingArguments say.
+        patience: evaluations without improvement after which it ends; None for no such end.
+        learning_rate: None stands for TrainingArguments'.
+        gradual: the targets reached one after another inside the phase; empty when the target is reached before it.
+        every: optimizer steps between these.
+    """
+
+    number: int
+    target: float
+    epochs: float | None = None
+    steps: int | None = None
+    patience: int | None = None
+    learning_rate: float | None = None
+    gradual: tuple[float, ...] = ()
+    every: int = 0
+
+
+def phases_of(config: PruningConfig) -> list[Phase]:
+    """The phases that a configuration asks for."""
+    targets = config.targets()
+    recovery = config.recovery
+
+    def phase(index: int, target: float, **more: Any) -> Phase:
+        return Phase(
+            number=index + 1,
+            target=target,
+            epochs=recovery.value("epochs", index),
+            steps=recovery.value("steps", index),
+            patience=recovery.value("patience", index),
+            learning_rate=recovery.value("learning_rate", index),
+            **more,
+        )
+
+    if config.schedule.every is not None:
+        return [phase(0, targets[-1], gradual=tuple(targets), every=config.schedule.every)]
+    return [phase(index, target) for index, target in enumerate(targets)]
+
+
+@dataclass
+class StepRecord:
+    """What one pruning step did, as it stands in the report.
+
+    Attributes:
+        phase: the phase it belongs to, counted from 1.
+        target: the fraction of units asked for, and `achieved` the fraction gone.
+        metric_before: evaluated right after pruning; None when nothing was evaluated.
+        metric: evaluated at the phase's end, on the weights it leaves.
+        epochs, seconds: what the phase took, scoring included.
+    """
+
+    phase: int
+    target: float
+    achieved: float
+    metric_before: dict[str, float] | None = None
+    metric: dict[str, float] | None = None
+    epochs: float = 0.0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class PruningState:
+    """Where a run stands: with the masks and the trainer's own state, enough to go on.
+
+    Attributes:
+        phase: the index of the current phase, counted from 0.
+        done: whether that phase has ended, its best weights restored.
+        step_offset, epoch_offset: optimizer steps and epochs of the phases before.
+        record: of the current step.
+        records: of the steps that have ended, the current one included once it has.
+        reached: gradual pruning only: how many of its targets are reached.
+        best: the recovery's state (`Recovery.state`).
+        seconds: of training so far.
+    """
+
+    phase: int = 0
+    done: bool = False
+    step_offset: int = 0
+    epoch_offset: float = 0.0
+    record: StepRecord | None = None
+    records: list[StepRecord] = field(default_factory=list)
+    reached: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PruningState:
+        """The inverse of `to_dict`."""
+        record = values["record"]
+        return cls(
+            **values
+            | {
+                "record": StepRecord(**record) if record else None,
+                "records": [StepRecord(**entry) for entry in values["records"]],
+            }
+        )

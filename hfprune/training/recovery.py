@@ -1,0 +1,122 @@
+"""Recovery: when a phase ends, and on which weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from hfprune.config import Recovery
+from hfprune.errors import ConfigError
+from hfprune.registry import did_you_mean
+
+_SHRINKING = ("loss", "perplexity", "error", "wer", "cer", "ppl")
+
+
+class RecoveryCallback(TrainerCallback):
+    """Watches one metric through a phase, keeps the best weights, and ends the phase when patience runs out.
+
+    The best starts from the value right after pruning: a phase never ends worse than it began.
+
+    Args:
+        settings: the recipe's recovery section.
+        monitor: the metric's name as `evaluate()` gives it, `eval_` included.
+        greater_is_better: whether it is to grow.
+    """
+
+    def __init__(self, settings: Recovery, monitor: str, greater_is_better: bool):
+        self.settings = settings
+        self.monitor = monitor
+        self.greater_is_better = greater_is_better
+        self.begin(None)
+
+    def begin(self, patience: int | None) -> None:
+        """A new phase: nothing seen yet."""
+        self.patience = patience
+        self.active = True
+        self.best: float | None = None
+        self.metrics: dict[str, float] | None = None
+        self.best_step: int | None = None
+        self.weights: dict[str, torch.Tensor] | None = None
+        self.reference: float | None = None
+        self.waited = 0
+
+    def value_of(self, metrics: dict[str, float]) -> float:
+        """The monitored value; a ConfigError that names the nearest when it was not measured."""
+        if self.monitor not in metrics:
+            names = [name.removeprefix("eval_") for name in metrics if isinstance(metrics[name], int | float)]
+            short = self.monitor.removeprefix("eval_")
+            raise ConfigError(f"pruning.recovery.monitor: '{short}' is not measured; {did_you_mean(short, names)}")
+        return float(metrics[self.monitor])
+
+    def observe(self, metrics: dict[str, float], model: nn.Module, step: int) -> None:
+        """Takes in an evaluation of the weights at an optimizer step."""
+        value = self.value_of(metrics)
+        if self.best is None or self._better(value, self.best, 0.0):
+            self.best, self.metrics, self.best_step = value, dict(metrics), step
+            if self.settings.restore_best:
+                # Cloned: a state dict kept by reference would follow the weights that go on training.
+                self.weights = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+        if self.reference is None or self._better(value, self.reference, self.settings.min_delta):
+            self.reference, self.waited = value, 0
+        else:
+            self.waited += 1
+
+    def _better(self, value: float, than: float, by: float) -> bool:
+        return value > than + by if self.greater_is_better else value < than - by
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], model: Any, **_: Any) -> None:
+        # One of several evaluation sets may not measure what is watched.
+        if not (self.active and self._in_phase and self.monitor in metrics):
+            return
+        self.observe(metrics, model, state.global_step)
+        if self.patience is not None and self.waited >= self.patience:
+            control.should_training_stop = True
+
+    _in_phase = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._in_phase = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._in_phase = False
+
+    def restore(self, model: nn.Module, step: int) -> bool:
+        """Puts the best weights back; whether that changed anything. `step` is where the model stands now."""
+        if self.weights is None or self.best_step == step:
+            return False
+        model.load_state_dict(self.weights)
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that `load` takes back; the weights are saved apart."""
+        return {
+            "best": self.best,
+            "metrics": self.metrics,
+            "best_step": self.best_step,
+            "reference": self.reference,
+            "waited": self.waited,
+            "active": self.active,
+        }
+
+    def load(self, state: dict[str, Any], weights: dict[str, torch.Tensor] | None, patience: int | None) -> None:
+        """Goes on from a saved state."""
+        self.begin(patience)
+        for key, value in state.items():
+            setattr(self, key, value)
+        self.weights = weights
+
+
+def monitored(
+    settings: Recovery, metric_for_best_model: str | None, greater_is_better: bool | None
+) -> tuple[str, bool]:
+    """The metric to watch, `eval_` included, and whether it is to grow."""
+    name = settings.monitor or metric_for_best_model or "loss"
+    greater = settings.greater_is_better
+    if greater is None and settings.monitor in (None, metric_for_best_model) and metric_for_best_model:
+        greater = greater_is_better
+    if greater is None:
+        greater = not any(part in name.lower() for part in _SHRINKING)
+    return name if name.startswith("eval_") else f"eval_{name}", greater

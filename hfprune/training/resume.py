@@ -1,0 +1,171 @@
+"""ResumableTrainer: a Trainer whose checkpoints are whole or not there and load back exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import rotate_checkpoints
+
+from hfprune.checkpoint.files import is_write_failure, sync, write_text
+from hfprune.checkpoint.load import from_pretrained
+from hfprune.checkpoint.save import save_pretrained
+from hfprune.checkpoint.verify import tensor_files
+from hfprune.errors import CheckpointError, TrainingDiverged
+from hfprune.masks import MaskSet
+from hfprune.training.loss import LossTrainer
+
+ARGUMENTS_FILE = "training_args.json"
+_SIDE = ".writing-"
+_REPLACED = ".replaced-"
+
+
+class ResumableTrainer(LossTrainer):
+    """Trainer with safe checkpoints; everything else is Trainer's own."""
+
+    masks: MaskSet | None = None
+    _side: str | None = None
+    _push_later: str | None = None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise TrainingDiverged(self.divergence(float(loss)))
+        return loss
+
+    def divergence(self, loss: float) -> str:
+        """What to say of a loss that is not finite, before it reaches any weight."""
+        rate = self._get_learning_rate()
+        return (
+            f"training.learning_rate: the loss became {loss} at optimizer step {self.state.global_step + 1} with a "
+            f"learning rate of {rate:.2g} (set: {self.args.learning_rate:g}); try {self.args.learning_rate / 10:g}"
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        options = {"state_dict": state_dict} if state_dict is not None else {}
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        save_pretrained(model, folder, self.masks or None, tokenizer, **options)
+        # Trainer pickles its arguments; JSON says the same and runs nothing when it is read.
+        write_text(Path(folder) / ARGUMENTS_FILE, self.args.to_json_string() + "\n")
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._side or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint beside its place and moves it there whole."""
+        folder = super()._get_output_dir(trial)
+        name = f"checkpoint-{self.state.global_step}"
+        self._side = os.path.join(folder, f"{_SIDE}{name}")
+        # Trainer would look for its best checkpoint beside the unfinished one.
+        best_step, self.state.best_global_step = self.state.best_global_step, None
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._side, ignore_errors=True)
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.save_extra(Path(self._side) / name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _move_into_place(Path(self._side) / name, Path(folder) / name)
+                rotate_checkpoints(folder, self.args.save_total_limit, use_mtime=True)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if _is_about_writing(error):
+                raise CheckpointError(_not_written(folder, name, error)) from error
+            raise
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._side, ignore_errors=True)
+            self._side, self.state.best_global_step = None, best_step
+        if self._push_later:
+            self._push_later = None
+            super()._push_from_checkpoint(os.path.join(folder, name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._side:
+            self._push_later = checkpoint_folder
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_extra(self, folder: Path) -> None:
+        """What a subclass adds to a checkpoint before it is moved into place."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads through `from_pretrained`: reading the tensors straight into the model would miss those that
+        transformers renames while saving, and say so only in a warning."""
+        target = self.accelerator.unwrap_model(model if model is not None else self.model)
+        if self.is_fsdp_enabled or not isinstance(target, PreTrainedModel):
+            if not self.is_fsdp_enabled and not hasattr(target, "peft_config"):
+                from_pretrained(resume_from_checkpoint, target, check=False)
+                return
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        fresh = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(fresh.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The latest whole checkpoint of a run's folder; what a killed process left half done is set right or removed."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
+        original = folder / replaced.name.removeprefix(_REPLACED)
+        if original.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(original)
+    for half in folder.glob(f"{_SIDE}*"):
+        shutil.rmtree(half, ignore_errors=True)
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+        if _is_whole(path):
+            return path
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the weights can be opened and the trainer's state can be read."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in set(tensor_files(checkpoint).values()):
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+    except (OSError, ValueError, CheckpointError, SafetensorError):
+        return False
+    return True
+
+
+def _move_into_place(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        sync(path)
+    aside = target.with_name(f"{_REPLACED}{target.name}")
+    if target.exists():
+        target.rename(aside)
+    source.rename(target)
+    sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_about_writing(error: Exception) -> bool:
+    """Whether a file could not be written; torch.save says so in a RuntimeError."""
+    return is_write_failure(error) or isinstance(error, CheckpointError) or "StreamWriter" in str(error)
+
+
+def _not_written(folder: str, name: str, error: Exception) -> str:
+    last = last_checkpoint(folder)
+    kept = f"the last good one is '{last}'" if last else "there is none before it"
+    return f"output.folder: {name} could not be written ({' '.join(str(error).split())}); {kept}"

@@ -1,0 +1,385 @@
+"""PruningTrainer: transformers' Trainer with pruning between its fine-tuning phases, or inside one."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
+
+from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block
+from hfprune.config import PruningConfig
+from hfprune.errors import CheckpointError, ConfigError
+from hfprune.masks import MaskSet
+from hfprune.pruner import Pruner
+from hfprune.training.callbacks import CountingCallback, GradualCallback, MaskCallback, MovementCallback
+from hfprune.training.phases import Phase, PruningState, StepRecord, phases_of
+from hfprune.training.progress import PhaseProgress
+from hfprune.training.recovery import RecoveryCallback, monitored
+from hfprune.training.resume import ResumableTrainer, last_checkpoint
+from hfprune.training.state import load_state, save_state
+
+
+class PruningTrainer(ResumableTrainer):
+    """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
+
+    Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
+    as it is. A phase lasts as `pruning.recovery` says, or else as long as `args` say. Optimizer and scheduler are new
+    in every phase, masked weights stay zero whatever the optimizer, each phase ends on its best evaluated weights.
+
+    Example:
+        >>> trainer = PruningTrainer(
+        ...     model=model, args=TrainingArguments("out", num_train_epochs=3), train_dataset=train, eval_dataset=test,
+        ...     pruning=PruningConfig(criterion="taylor", target=0.8, schedule={"kind": "hybrid", "steps": 3}))
+        >>> trainer.train()                               # resume_from_checkpoint=True goes on after an interruption
+        >>> trainer.save_model("pruned")
+
+    Args:
+        model, args, others: as Trainer takes them. `args` are copied, not changed. A plain module that takes inputs and
+            returns logits is trained with the loss that its labels call for.
+        pruning: what, how much and when to prune; without it, this is a Trainer with safer checkpoints.
+        base_model: the Hub name of the dense model, for the metadata.
+
+    Attributes:
+        masks: what is held at zero.
+        steps: one `StepRecord` a pruning step.
+
+    Raises:
+        ConfigError: the configuration does not fit the model, the data or the length of training; before any training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        pruning: PruningConfig | dict[str, Any] | None = None,
+        base_model: str | None = None,
+        **kwargs: Any,
+    ):
+        if model is not None and kwargs.get("model_init") is not None:
+            raise ConfigError("model_init: PruningTrainer prunes the model it is given; pass model only")
+        super().__init__(model, args, *others, **kwargs)
+        self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
+        self.base_model = base_model
+        self.masks = MaskSet({})
+        self.history: dict[str, torch.Tensor] = {}
+        self.progress = PruningState()
+        self.phases: list[Phase] = []
+        self.recovery: RecoveryCallback | None = None
+        if any(isinstance(cb, ProgressCallback) for cb in self.callback_handler.callbacks):
+            self.pop_callback(ProgressCallback)
+            self.add_callback(PhaseProgress(self))
+        elif any(isinstance(cb, PrinterCallback) for cb in self.callback_handler.callbacks):
+            self.pop_callback(PrinterCallback)
+            self.add_callback(PhaseProgress(self, bars=False))
+        if self.pruning is not None:
+            self._prepare_pruning()
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """What each pruning step did so far."""
+        return self.progress.records
+
+    @property
+    def achieved(self) -> float:
+        """The fraction of units that is gone now."""
+        return self.progress.record.achieved if self.progress.record else 0.0
+
+    def _prepare_pruning(self) -> None:
+        config = self.pruning
+        self.pruner = Pruner(self.model, config, seed=self.args.seed)
+        self.phases = phases_of(config)
+        if block := block_of(self.model):
+            self.masks = masks_from_block(self.model, block).bind(self.model)
+        self._check_lengths()
+        if config.recovery.patience is not None and self.eval_dataset is None:
+            raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
+        if self.pruner.needs_data and self.train_dataset is None:
+            raise ConfigError(f"pruning.criterion: '{config.criterion_name}' needs a train_dataset; or use 'l1'")
+        self._own_optimizer = copy.deepcopy(self.optimizer.state_dict()) if self.optimizer else None
+        self._own_scheduler = copy.deepcopy(self.lr_scheduler.state_dict()) if self.lr_scheduler else None
+        if self.eval_dataset is not None:
+            monitor, greater = monitored(config.recovery, self.args.metric_for_best_model, self.args.greater_is_better)
+            self.recovery = RecoveryCallback(config.recovery, monitor, greater)
+            self.add_callback(self.recovery)
+        # The masks come first: whoever looks at the weights after a step sees them pruned.
+        self.callback_handler.callbacks.insert(0, MaskCallback(self))
+        self.callback_handler.callbacks.insert(1, CountingCallback(self))
+        self.callback_handler.callbacks.insert(2, GradualCallback(self))
+        if "movement" in self.pruner.criterion.statistics:
+            self.callback_handler.callbacks.insert(0, MovementCallback(self))
+
+    def _check_lengths(self) -> None:
+        """Refuses a gradual schedule that training is too short for."""
+        phase = self.phases[0]
+        if not phase.gradual or self.train_dataset is None:
+            return
+        with self._phase_arguments(phase):
+            length = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        needed = len(phase.gradual) * phase.every
+        if needed >= length:
+            fitting = max(1, (length - 1) // len(phase.gradual))
+            raise ConfigError(
+                f"pruning.schedule.every: {phase.every} can't reach the target: {len(phase.gradual)} steps need more "
+                f"than {needed} optimizer steps, and training has {length}; use every: {fitting}, or train longer"
+            )
+
+    # ---- the way through the phases -----------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Prunes and fine-tunes through all phases.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last whole one in `args.output_dir`; a run that
+                was interrupted ends with the same masks and metric as one that was not.
+            trial, ignore_keys_for_eval: as in Trainer.
+
+        Returns:
+            Trainer's output over all phases: the optimizer steps, the mean loss, and the last phase's metrics.
+        """
+        if self.pruning is None:
+            return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        folder = self._find_checkpoint(resume_from_checkpoint)
+        self._begin(folder)
+        outputs: list[TrainOutput] = []
+        while self.progress.phase < len(self.phases):
+            outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
+            folder = None
+            if self.progress.phase + 1 == len(self.phases):
+                break
+            self.progress.phase += 1
+            self.progress.done = False
+        metrics = dict(outputs[-1].metrics) if outputs else {}
+        losses = [output.training_loss for output in outputs]
+        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, metrics)
+
+    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
+        if resume is True:
+            found = last_checkpoint(self.args.output_dir)
+            if found is None:
+                raise CheckpointError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
+            return str(found)
+        return resume or None
+
+    def _begin(self, folder: str | None) -> None:
+        """Takes up a checkpoint, or begins anew."""
+        self.progress = PruningState()
+        if folder is None:
+            return
+        weights = load_state(self, Path(folder))
+        if self.progress.done:
+            self._load_from_checkpoint(folder)
+            self.state = type(self.state).load_from_json(str(Path(folder) / "trainer_state.json"))
+            self.state.is_world_process_zero = self.is_world_process_zero()
+            self.state.is_local_process_zero = self.is_local_process_zero()
+        self.masks.bind(self.model)
+        if self.recovery is not None:
+            patience = self.phases[self.progress.phase].patience
+            self.recovery.load(self.progress.best, weights, patience)
+
+    def _run_phase(self, folder: str | None, trial: Any, ignore_keys: list[str] | None) -> list[TrainOutput]:
+        phase = self.phases[self.progress.phase]
+        if self.progress.done:
+            return []
+        began = time.perf_counter() - (self.progress.record.seconds if folder and self.progress.record else 0.0)
+        set_seed(self.args.seed + phase.number)
+        if folder is None:
+            self._open_phase(phase, ignore_keys)
+        outputs = []
+        with self._phase_arguments(phase):
+            if self._phase_trains(phase):
+                self._reset_for_phase()
+                self._began = began
+                outputs.append(super().train(folder, trial, ignore_keys))
+                # What trained on is in the model's own memory now, also where a wrapper held it.
+                self.masks.bind(self.model).clean()
+            self._close_phase(phase, began, ignore_keys)
+            if self.args.save_strategy != "no":
+                self._save_boundary(trial)
+        return outputs
+
+    def _open_phase(self, phase: Phase, ignore_keys: list[str] | None) -> None:
+        """Prunes to the phase's target, and sees what that cost."""
+        if self.recovery is not None:
+            self.recovery.begin(phase.patience)
+            self.recovery.active = not phase.gradual
+        if phase.gradual:
+            self.progress.record = StepRecord(phase.number, 0.0, 0.0)
+            return
+        self._prune_to(phase.target)
+        record = StepRecord(phase.number, phase.target, self._fraction_gone())
+        self.progress.record = record
+        if self.recovery is not None:
+            metrics = self.evaluate(ignore_keys=ignore_keys)
+            record.metric_before = _numbers(metrics)
+            self.recovery.observe(metrics, self.model, self.state.global_step)
+            self.recovery.waited = 0
+
+    def _close_phase(self, phase: Phase, began: float, ignore_keys: list[str] | None) -> None:
+        record, step = self.progress.record, self.state.global_step
+        if self.recovery is not None:
+            restored = self.recovery.restore(self.model, step)
+            if restored:
+                self.masks.clean()
+            if self.recovery.best_step is not None and (restored or self.recovery.best_step == step):
+                record.metric = _numbers(self.recovery.metrics)
+            else:
+                record.metric = _numbers(self.evaluate(ignore_keys=ignore_keys))
+        record.epochs = round((self.state.epoch or 0.0) - self.progress.epoch_offset, 4)
+        record.seconds = time.perf_counter() - began
+        if not phase.gradual:
+            self.progress.records.append(record)
+        elif self.progress.records:
+            last = self.progress.records[-1]
+            last.metric, last.epochs, last.seconds = record.metric, record.epochs, record.seconds
+        self.progress.seconds += record.seconds
+        self.progress.step_offset = step
+        self.progress.epoch_offset = self.state.epoch or self.progress.epoch_offset
+        self.progress.done = True
+
+    def _prune_to(self, target: float) -> None:
+        data = self._calibration_batches() if self.pruner.needs_data else None
+        self.masks = self.pruner.select(
+            target, self.masks, data=data, loss=self._calibration_loss, history=self.history or None
+        )
+        self.masks.apply(self.model)
+        annotate(self.model, self.pruning, self.masks, self._fraction_gone(target), self.base_model)
+        logs = {"target_sparsity": target, "sparsity": self.masks.zeros / max(1, self.masks.numel)}
+        if self.state.epoch is not None or self.state.global_step:
+            self.log(logs)
+
+    def prune_inside(self, target: float) -> None:
+        """Gradual pruning: reaches the next target inside the running phase."""
+        self._prune_to(target)
+        progress, phase = self.progress, self.phases[self.progress.phase]
+        progress.reached += 1
+        progress.record.target, progress.record.achieved = target, self._fraction_gone(target)
+        progress.records.append(StepRecord(phase.number, target, progress.record.achieved))
+        if self.recovery is not None and progress.reached == len(phase.gradual):
+            # Weights of different sparsity don't compare: the best counts from the last target on.
+            self.recovery.begin(phase.patience)
+
+    def _fraction_gone(self, target: float | None = None) -> float:
+        target = self.phases[self.progress.phase].target if target is None else target
+        return self.pruner.wanted(target) / self.pruner.total_units
+
+    def _calibration_batches(self) -> Any:
+        """A few training batches for the criterion, drawn by the seed apart from training's own order."""
+        size = self.pruner.criterion.batches * self._train_batch_size * max(1, self.args.world_size)
+        dataset = self.train_dataset
+        if hasattr(dataset, "__len__"):
+            seed = self.pruning.seed if self.pruning.seed is not None else self.args.seed
+            generator = torch.Generator().manual_seed(seed + self.progress.phase + self.progress.reached)
+            chosen = torch.randperm(len(dataset), generator=generator)[:size].tolist()
+            select = getattr(dataset, "select", None)
+            dataset = select(chosen) if select else torch.utils.data.Subset(dataset, chosen)
+        return self._get_dataloader(dataset, description="calibration", batch_size=self._train_batch_size)
+
+    def _calibration_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(batch))
+
+    # ---- one phase of Trainer's own loop ------------------------------------------------------------------------
+
+    @contextmanager
+    def _phase_arguments(self, phase: Phase) -> Iterator[None]:
+        """The arguments as the phase needs them; put back afterwards."""
+        changed: dict[str, Any] = {"load_best_model_at_end": False}
+        if phase.epochs is not None:
+            changed |= {"num_train_epochs": phase.epochs, "max_steps": -1}
+        if phase.steps is not None:
+            changed["max_steps"] = phase.steps
+        if phase.learning_rate is not None:
+            changed["learning_rate"] = phase.learning_rate
+        if self.recovery is not None and self.args.eval_strategy == "no":
+            changed["eval_strategy"] = type(self.args.eval_strategy)("epoch")
+        before = {name: getattr(self.args, name) for name in changed}
+        for name, value in changed.items():
+            setattr(self.args, name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.args, name, value)
+
+    def _phase_trains(self, phase: Phase) -> bool:
+        return self.train_dataset is not None and (
+            self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
+        )
+
+    def _reset_for_phase(self) -> None:
+        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
+        self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.model_wrapped = self.model
+        if self._own_optimizer is not None:
+            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            self.optimizer.state.clear()
+            self.optimizer.load_state_dict(copy.deepcopy(self._own_optimizer))
+        else:
+            self.optimizer = None
+        if self._own_scheduler is not None:
+            self.lr_scheduler.load_state_dict(copy.deepcopy(self._own_scheduler))
+        else:
+            self.lr_scheduler = None
+        self.accelerator.free_memory()
+        self.masks.bind(self.model)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: Any, trial: Any
+    ) -> tuple[int, int]:
+        """Optimizer steps and logs go on through the phases, so that checkpoints and curves never overlap."""
+        if self.pruning is None:
+            return super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
+        history, offset = self.state.log_history, self.progress.step_offset
+        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
+        if resume is None:
+            self.state.global_step, self.state.log_history = offset, history
+        else:
+            done = self.state.global_step - offset
+            rest = done % num_update_steps_per_epoch * self.args.gradient_accumulation_steps
+            position = (done // num_update_steps_per_epoch, 0 if self.args.ignore_data_skip else rest)
+        self.state.max_steps = offset + max_steps
+        return position
+
+    def divergence(self, loss: float) -> str:
+        where = f" in phase {self.progress.phase + 1} ({self.achieved:.1%} pruned)" if self.phases else ""
+        return super().divergence(loss) + where
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_boundary(self, trial: Any) -> None:
+        """A checkpoint of the ended phase, from which the next one begins; it needs no optimizer."""
+        only_model, self.args.save_only_model = self.args.save_only_model, True
+        try:
+            self._save_checkpoint(self.model, trial)
+        finally:
+            self.args.save_only_model = only_model
+
+    def save_extra(self, folder: Path) -> None:
+        if self.pruning is not None:
+            if not self.progress.done:
+                self.progress.record.seconds = time.perf_counter() - self._began
+            save_state(self, folder)
+
+
+def _numbers(metrics: dict[str, Any] | None) -> dict[str, float] | None:
+    """The metrics proper, without what an evaluation says of its own speed."""
+    if metrics is None:
+        return None
+    plain = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return {name: float(v) for name, v in plain.items() if isinstance(v, int | float) and not name.endswith(timing)}
