@@ -178,9 +178,8 @@ def _wrapped(
     if task != "image-classification":
         raise ModelError(f"model.name: '{section.name}' is a timm model, which is for image-classification, not {task}")
     args = dict(section.args)
-    if labels is not None:
-        if args.setdefault("num_classes", len(labels)) != len(labels):
-            raise ModelError(f"model.args.num_classes: {args['num_classes']}, but the data has {len(labels)} classes")
+    if labels is not None and args.setdefault("num_classes", len(labels)) != len(labels):
+        raise ModelError(f"model.args.num_classes: {args['num_classes']}, but the data has {len(labels)} classes")
     try:
         module = timm.create_model(source, pretrained=pretrained, **args)
     except BUILD_ERRORS as error:
@@ -330,7 +329,9 @@ def _working_folder_importable() -> Iterator[None]:
 def _dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype):
-        raise ModelError(f"model.args.dtype: unknown '{name}'; {did_you_mean(name, ['float32', 'bfloat16', 'float16'])}")
+        raise ModelError(
+            f"model.args.dtype: unknown '{name}'; {did_you_mean(name, ['float32', 'bfloat16', 'float16'])}"
+        )
     return dtype
 
 

@@ -1,0 +1,141 @@
+"""Which columns hold what, and classes as indices that are the same in every split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Image, Value
+
+from hfprune.data.sources import text_features
+from hfprune.errors import ConfigError, DataError
+from hfprune.recipe import DataSection
+from hfprune.registry import did_you_mean
+
+IMAGE_NAMES = ("image", "img", "pixel_values", "picture", "photo")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category", "intent")
+TEXT_NAMES = ("text", "sentence", "content", "document", "review", "story", "tweet")
+TEXT_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("text1", "text2"),
+)
+
+
+def named_columns(section: DataSection, dataset: Dataset) -> dict[str, str]:
+    """The dataset's columns under the names that the rest knows: `image`, `text`, `text_pair`, `label`.
+
+    Raises:
+        ConfigError: a column named in the recipe is not there, or none or several could be meant.
+    """
+    if section.task == "image-classification":
+        found = {_image_column(section, dataset): "image"}
+    else:
+        texts = _text_columns(section, dataset)
+        found = dict(zip(texts, ("text", "text_pair"), strict=False))
+    if section.task != "causal-lm":
+        label = _label_column(section, dataset, taken=list(found))
+        found[label] = "label"
+    return found
+
+
+def _named(section: DataSection, key: str, value: str, dataset: Dataset) -> str:
+    if value not in dataset.column_names:
+        hint = did_you_mean(value, dataset.column_names)
+        raise ConfigError(f"data.{key}: '{section.name}' has no column '{value}'; {hint}")
+    return value
+
+
+def _image_column(section: DataSection, dataset: Dataset) -> str:
+    if section.image_column is not None:
+        return _named(section, "image_column", section.image_column, dataset)
+    pictures = [key for key, kind in dataset.features.items() if isinstance(kind, Image | Array2D | Array3D)]
+    return _one_of(section, "image_column", "images", pictures, IMAGE_NAMES, dataset)
+
+
+def _label_column(section: DataSection, dataset: Dataset, taken: list[str]) -> str:
+    if section.label_column is not None:
+        return _named(section, "label_column", section.label_column, dataset)
+    classes = [key for key, kind in dataset.features.items() if isinstance(kind, ClassLabel)]
+    usual = [key for key in dataset.column_names if key.lower() in LABEL_NAMES]
+    candidates = [key for key in classes or usual if key not in taken]
+    return _one_of(section, "label_column", "classes", candidates, LABEL_NAMES, dataset)
+
+
+def _one_of(
+    section: DataSection, key: str, what: str, candidates: list[str], usual: tuple[str, ...], dataset: Dataset
+) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    for name in usual:
+        for candidate in candidates:
+            if candidate.lower() == name:
+                return candidate
+    many = f"several columns of '{section.name}' could hold the {what}"
+    none = f"no column of '{section.name}' looks like {what}"
+    raise ConfigError(f"data.{key}: {many if candidates else none}; name one of {', '.join(dataset.column_names)}")
+
+
+def _text_columns(section: DataSection, dataset: Dataset) -> list[str]:
+    if section.text_columns is not None:
+        most = 1 if section.task == "causal-lm" else 2
+        if not 1 <= len(section.text_columns) <= most:
+            raise ConfigError(f"data.text_columns: {section.task} takes 1 to {most}, not {len(section.text_columns)}")
+        return [_named(section, "text_columns", value, dataset) for value in section.text_columns]
+    texts = [key for key in text_features(dataset) if key != section.label_column]
+    if section.task == "text-classification":
+        for pair in TEXT_PAIRS:
+            if set(pair) <= set(texts):
+                return list(pair)
+        if len(texts) > 1:
+            texts = [key for key in texts if key.lower() not in LABEL_NAMES]
+    return [_one_of(section, "text_columns", "text", texts, TEXT_NAMES, dataset)]
+
+
+def encode_labels(splits: list[Dataset], section: DataSection) -> tuple[list[Dataset], list[str]]:
+    """The splits with `label` as class indices, and the names of the classes.
+
+    Names keep the order of a ClassLabel; other labels are sorted over all splits together. Rows that are marked as
+    unlabelled (-1 or missing) are left out.
+
+    Raises:
+        DataError: labels that are no classes, or splits without a labelled row.
+    """
+    kind = splits[0].features["label"]
+    if isinstance(kind, ClassLabel):
+        names = list(kind.names)
+        values: list[Any] = list(range(len(names)))
+    else:
+        if not isinstance(kind, Value) or kind.dtype.startswith(("float", "double", "timestamp")):
+            raise DataError(
+                f"data.label_column: labels of '{section.name}' are {_kind_name(kind)}, which are no classes"
+            )
+        values = sorted({value for split in splits for value in split.unique("label") if value not in (None, -1)})
+        names = [str(value) for value in values]
+    if len(names) < 2:
+        raise DataError(f"data.label_column: '{section.name}' has {len(names)} classes; at least 2 are needed")
+    index = {value: position for position, value in enumerate(values)}
+    encoded = []
+    for split in splits:
+        labels = np.array([index.get(value, -1) for value in split.with_format(None)["label"][:]])
+        if (labels < 0).any():
+            kept = np.flatnonzero(labels >= 0)
+            split, labels = split.select(kept), labels[kept]
+        if not len(split):
+            raise DataError(f"data.label_column: a split of '{section.name}' has no labelled row")
+        if split.features["label"] != ClassLabel(names=names):
+            split = split.remove_columns("label").add_column("label", labels.tolist(), feature=ClassLabel(names=names))
+        encoded.append(split)
+    return encoded, names
+
+
+def unlabelled(dataset: Dataset, column: str) -> bool:
+    """Whether no row carries a label, as in the public test splits of competitions."""
+    return all(value in (None, -1) for value in dataset.unique(column))
+
+
+def _kind_name(kind: Any) -> str:
+    return kind.dtype if isinstance(kind, Value) else type(kind).__name__

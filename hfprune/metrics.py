@@ -1,0 +1,231 @@
+"""What is measured: metrics that need no network, and any other by its name from the Hub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
+from transformers import EvalPrediction
+
+from hfprune.data.reach import fetch
+from hfprune.errors import ConfigError, NotReachable
+from hfprune.registry import Registry, did_you_mean
+
+CLASSIFICATION = ("image-classification", "text-classification")
+DEFAULTS = {"image-classification": "accuracy", "text-classification": "accuracy", "causal-lm": "perplexity"}
+# Metrics of the Hub that shrink as a model gets better; everything else grows.
+SHRINKING = {
+    "mse",
+    "mae",
+    "mape",
+    "smape",
+    "mase",
+    "brier_score",
+    "wer",
+    "cer",
+    "ter",
+    "perplexity",
+    "exact_match_error",
+}
+
+metrics: Registry[type[evaluate.Metric]] = Registry("metric")
+
+
+@dataclass
+class Metrics:
+    """What transformers' Trainer is given to measure with.
+
+    Attributes:
+        compute: Trainer's `compute_metrics`.
+        preprocess_logits: Trainer's `preprocess_logits_for_metrics`; reduces each batch's logits to what is measured.
+        main: the name of the main metric, the first one asked for.
+        greater_is_better: whether the main metric is to grow.
+    """
+
+    compute: Callable[[EvalPrediction], dict[str, float]]
+    preprocess_logits: Callable[[Any, Any], Tensor]
+    main: str
+    greater_is_better: bool
+
+
+class LocalMetric(evaluate.Metric):
+    """A metric of this module: it loads no script, and keeps what it is given in memory."""
+
+    tasks: tuple[str, ...] = CLASSIFICATION
+    greater_is_better = True
+    dtype = "int64"
+
+    def __init__(self, **options: Any):
+        super().__init__(keep_in_memory=True, **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value(self.dtype)
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+
+@metrics.register("accuracy")
+class Accuracy(LocalMetric):
+    """The fraction of predictions that are right."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+@metrics.register("f1")
+class MacroF1(LocalMetric):
+    """The mean over the classes of the harmonic mean of precision and recall."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
+
+
+@metrics.register("matthews_correlation")
+class MatthewsCorrelation(LocalMetric):
+    """Correlation of predictions and references, 0 for chance (Matthews 1975; Gorodkin 2004 for several classes)."""
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+@metrics.register("perplexity")
+class Perplexity(LocalMetric):
+    """exp(negative log-likelihood of all tokens / their number).
+
+    `predictions` are sequences' summed negative log-likelihoods in nats, `references` their numbers of tokens.
+    """
+
+    tasks = ("causal-lm",)
+    greater_is_better = False
+    dtype = "float64"
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        mean = math.fsum(predictions) / math.fsum(references)
+        # Beyond exp(709) a float has no room; a model that bad, or broken, is infinitely perplexed.
+        return {"perplexity": math.exp(mean) if mean < 709 else (math.nan if math.isnan(mean) else math.inf)}
+
+
+@metrics.register("token_accuracy")
+class TokenAccuracy(LocalMetric):
+    """The fraction of tokens that are predicted right.
+
+    `predictions` are sequences' numbers of right tokens, `references` their numbers of tokens.
+    """
+
+    tasks = ("causal-lm",)
+    dtype = "float64"
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        return {"token_accuracy": math.fsum(predictions) / math.fsum(references)}
+
+
+def metrics_for(names: list[str] | None, task: str) -> Metrics:
+    """What the recipe measures.
+
+    Args:
+        names: registered metrics, or names on the Hub that `evaluate.load` knows; the first is the main one.
+        task: `image-classification`, `text-classification` or `causal-lm`.
+
+    Raises:
+        ConfigError: a metric that is of another task.
+        NotReachable: a metric that is not registered, while the Hub can't be reached.
+    """
+    names = names or [DEFAULTS[task]]
+    loaded = {name: _load(name, task) for name in names}
+    first = loaded[names[0]]
+    grows = first.greater_is_better if isinstance(first, LocalMetric) else names[0] not in SHRINKING
+    if task == "causal-lm":
+        return Metrics(_TokenMetrics(loaded), token_sums, names[0], grows)
+    return Metrics(_ClassMetrics(loaded), predicted_classes, names[0], grows)
+
+
+def predicted_classes(logits: Any, labels: Any) -> Tensor:
+    """The class of the largest logit: (batch, classes) to (batch,)."""
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    return logits.argmax(-1)
+
+
+def token_sums(logits: Any, labels: Tensor) -> Tensor:
+    """Of each sequence the negative log-likelihood, the number of tokens and of those predicted right: (batch, 3).
+
+    Logits (batch, tokens, vocabulary) predict the next token, so that the labels are shifted by one; -100 is left out.
+    Only these sums are kept, where the logits of a whole evaluation would not fit in memory.
+    """
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    targets = labels[:, 1:]
+    counted = targets != -100
+    predictions = logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(
+        predictions.float().transpose(1, 2), targets.to(predictions.device), ignore_index=-100, reduction="none"
+    )
+    right = (predictions.argmax(-1) == targets) & counted
+    return torch.stack([losses.sum(1), counted.sum(1).float(), right.sum(1).float()], dim=1)
+
+
+class _ClassMetrics:
+    def __init__(self, loaded: dict[str, evaluate.EvaluationModule]):
+        self.loaded = loaded
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        predictions = _first(prediction.predictions)
+        # Without preprocess_logits Trainer hands over the logits themselves.
+        predictions = predictions.argmax(-1) if predictions.ndim > 1 else predictions
+        return _computed(self.loaded, lambda _: (predictions, _first(prediction.label_ids)))
+
+
+class _TokenMetrics:
+    def __init__(self, loaded: dict[str, evaluate.EvaluationModule]):
+        self.loaded = loaded
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = np.asarray(_first(prediction.predictions), dtype=np.float64)
+        columns = {"perplexity": sums[:, 0], "token_accuracy": sums[:, 2]}
+        return _computed(self.loaded, lambda name: (columns[name], sums[:, 1]))
+
+
+def _computed(loaded: dict[str, evaluate.EvaluationModule], given: Callable[[str], tuple]) -> dict[str, float]:
+    results: dict[str, float] = {}
+    for name, metric in loaded.items():
+        predictions, references = given(name)
+        computed = metric.compute(predictions=predictions, references=references)
+        results.update(computed)
+        # A metric of the Hub may give its value another name; the main one is found by the name in the recipe.
+        results.setdefault(name, next(iter(computed.values())))
+    return {name: float(value) if np.isscalar(value) else value for name, value in results.items()}
+
+
+def _first(values: Any) -> np.ndarray:
+    return np.asarray(values[0] if isinstance(values, tuple | list) else values)
+
+
+def _load(name: str, task: str) -> evaluate.EvaluationModule:
+    known = [entry for entry in metrics if task in metrics[entry].tasks]
+    if name in known:
+        return metrics[name]()
+    if name in metrics or task == "causal-lm":
+        raise ConfigError(f"data.metrics: '{name}' is no metric for {task}; {did_you_mean(name, known)}")
+    if not Path(name).exists():
+        try:
+            space = name if "/" in name else f"evaluate-metric/{name}"
+            fetch("data.metrics", space, kind="space", patterns=["*.py"])
+        except NotReachable:
+            raise NotReachable(
+                f"data.metrics: '{name}' is not built in and could not be had from the Hub; {did_you_mean(name, known)}"
+            ) from None
+    try:
+        return evaluate.load(name)
+    except (OSError, ImportError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"data.metrics: '{name}' can't be loaded: {lines[0]}") from error
