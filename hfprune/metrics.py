@@ -143,12 +143,13 @@ def metrics_for(names: list[str] | None, task: str) -> Metrics:
         NotReachable: a metric that is not registered, while the Hub can't be reached.
     """
     names = names or [DEFAULTS[task]]
-    loaded = {name: _load(name, task) for name in names}
-    first = loaded[names[0]]
-    grows = first.greater_is_better if isinstance(first, LocalMetric) else names[0] not in SHRINKING
+    # A script, or a metric of someone's own on the Hub, goes by its last name, under which it gives its value.
+    loaded = {Path(name).stem: _load(name, task) for name in names}
+    main, first = next(iter(loaded.items()))
+    grows = first.greater_is_better if isinstance(first, LocalMetric) else main not in SHRINKING
     if task == "causal-lm":
-        return Metrics(_TokenMetrics(loaded), token_sums, names[0], grows)
-    return Metrics(_ClassMetrics(loaded), predicted_classes, names[0], grows)
+        return Metrics(_TokenMetrics(loaded), token_sums, main, grows)
+    return Metrics(_ClassMetrics(loaded), predicted_classes, main, grows)
 
 
 def predicted_classes(logits: Any, labels: Any) -> Tensor:

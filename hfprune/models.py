@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,15 @@ def _wrapped(
     if labels is not None and args.setdefault("num_classes", len(labels)) != len(labels):
         raise ModelError(f"model.args.num_classes: {args['num_classes']}, but the data has {len(labels)} classes")
     try:
-        module = timm.create_model(source, pretrained=pretrained, **args)
+        if pretrained:
+            # With another number of classes timm loads whatever fits and draws the rest anew, silently. So the weights
+            # are loaded strictly with the classes they were saved with, and the classifier is exchanged afterwards.
+            classes = args.pop("num_classes", None)
+            module = timm.create_model(source, pretrained=True, **args)
+            if classes is not None and classes != module.num_classes:
+                module.reset_classifier(classes)
+        else:
+            module = timm.create_model(source, pretrained=False, **args)
     except BUILD_ERRORS as error:
         raise ModelError(_build_error(error, section)) from error
     return LoadedModel(wrap_timm(module, labels))
@@ -273,6 +281,9 @@ def _processing_class(folder: Path, section: ModelSection, task: str) -> Any:
         if not (folder / "preprocessor_config.json").is_file():
             return None
         return AutoImageProcessor.from_pretrained(folder)
+    # Without a vocabulary AutoTokenizer answers with an empty tokenizer, for which every word is unknown.
+    if not any(next(folder.glob(pattern), None) for pattern in ("tokenizer*", "vocab*", "*.model", "tekken.json")):
+        raise ModelError(f"model.name: '{section.name}' has no tokenizer; save the model's own beside it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, *BUILD_ERRORS) as error:
@@ -295,7 +306,8 @@ def _from_function(section: ModelSection, labels: list[str] | None) -> nn.Module
             hint = _nearest(function_name, functions)
             raise ModelError(f"model.name: '{module_name}' has no function '{function_name}'; {hint}")
         args = dict(section.args)
-        parameters = inspect.signature(function).parameters
+        signature = _signature(function)
+        parameters = signature.parameters
         if labels is not None and "num_labels" in parameters:
             args.setdefault("num_labels", len(labels))
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -303,13 +315,21 @@ def _from_function(section: ModelSection, labels: list[str] | None) -> nn.Module
             if key not in parameters and not open_ended:
                 raise ModelError(f"model.args.{key}: {section.name} doesn't take it; {_nearest(key, parameters)}")
         try:
-            inspect.signature(function).bind(**args)
+            signature.bind(**args)
         except TypeError as error:
             raise ModelError(f"model.args: {section.name}: {error}") from error
         model = function(**args)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model.name: {section.name} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _signature(function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        # Some callables that are written in C don't say what they take.
+        return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_KEYWORD)])
 
 
 @contextmanager
@@ -366,4 +386,4 @@ def _nearest(name: str, known: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+    return " ".join(lines[:2])[:400] if lines else type(error).__name__
