@@ -75,14 +75,11 @@ class PruningTrainer(ResumableTrainer):
         self.progress = PruningState()
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
-        if any(isinstance(cb, ProgressCallback) for cb in self.callback_handler.callbacks):
-            self.pop_callback(ProgressCallback)
-            self.add_callback(PhaseProgress(self))
-        elif any(isinstance(cb, PrinterCallback) for cb in self.callback_handler.callbacks):
-            self.pop_callback(PrinterCallback)
-            self.add_callback(PhaseProgress(self, bars=False))
         if self.pruning is not None:
             self._prepare_pruning()
+        for shown, bars in ((ProgressCallback, True), (PrinterCallback, False)):
+            if self.pop_callback(shown) is not None:
+                self.add_callback(PhaseProgress(self, bars=bars))
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -225,7 +222,7 @@ class PruningTrainer(ResumableTrainer):
         self.progress.record = record
         if self.recovery is not None:
             metrics = self.evaluate(ignore_keys=ignore_keys)
-            record.metric_before = _numbers(metrics)
+            record.metric_before = numbers(metrics)
             self.recovery.observe(metrics, self.model, self.state.global_step)
             self.recovery.waited = 0
 
@@ -236,9 +233,9 @@ class PruningTrainer(ResumableTrainer):
             if restored:
                 self.masks.clean()
             if self.recovery.best_step is not None and (restored or self.recovery.best_step == step):
-                record.metric = _numbers(self.recovery.metrics)
+                record.metric = numbers(self.recovery.metrics)
             else:
-                record.metric = _numbers(self.evaluate(ignore_keys=ignore_keys))
+                record.metric = numbers(self.evaluate(ignore_keys=ignore_keys))
         record.epochs = round((self.state.epoch or 0.0) - self.progress.epoch_offset, 4)
         record.seconds = time.perf_counter() - began
         if not phase.gradual:
@@ -376,7 +373,7 @@ class PruningTrainer(ResumableTrainer):
             save_state(self, folder)
 
 
-def _numbers(metrics: dict[str, Any] | None) -> dict[str, float] | None:
+def numbers(metrics: dict[str, Any] | None) -> dict[str, float] | None:
     """The metrics proper, without what an evaluation says of its own speed."""
     if metrics is None:
         return None

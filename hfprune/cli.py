@@ -1,0 +1,117 @@
+"""The command line. Bad input gives one line and exit code 2; an interruption says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hfprune.errors import HfpruneError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune models with one recipe and one command.")
+
+_RecipeOption = Annotated[Path, typer.Option("--recipe", help="The YAML file that says the whole run.")]
+_SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. pruning.target.ratio=.7; may be repeated."),
+]
+_ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on after an interruption, from the last checkpoint.")]
+_DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be pruned.")]
+
+
+@app.command()
+def prune(
+    recipe: _RecipeOption,
+    overrides: _SetOption = None,
+    resume: _ResumeOption = False,
+    dry_run: _DryRunOption = False,
+) -> None:
+    """Run a recipe: train the baseline, prune, recover, measure, save."""
+    with _one_line_errors(resume_hint=True):
+        from hfprune.recipe import Recipe
+
+        loaded = Recipe.from_yaml(recipe, overrides)
+        _quiet_libraries()
+        from hfprune import pipeline
+
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        if dry_run:
+            console.print(pipeline.plan_table(pipeline.prepare_run(loaded, console)))
+        else:
+            pipeline.run(loaded, resume=resume, console=console)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]) -> None:
+    """Check every tensor of a checkpoint against its recorded sparsity."""
+    with _one_line_errors():
+        from hfprune.checkpoint.verify import verify as check
+
+        found = check(folder)
+        found.raise_if_bad(folder)
+        if not found.tensors:
+            typer.echo(f"{folder}: no sparsity is recorded")
+        else:
+            share = found.zeros / found.numel
+            typer.echo(
+                f"{folder}: {found.tensors} tensors match their records, {share:.2%} of {found.numel:,} are zero"
+            )
+
+
+@contextmanager
+def _one_line_errors(resume_hint: bool = False) -> Iterator[None]:
+    """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    except HfpruneError as error:
+        typer.echo(f"error: {error}", err=True)
+        _leave(2)
+    except (KeyboardInterrupt, _Terminated) as error:
+        hint = "; the same command with --resume goes on from the last checkpoint" if resume_hint else ""
+        typer.echo(f"\ninterrupted{hint}", err=True)
+        _leave(143 if isinstance(error, _Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that what is half written is cleaned up."""
+
+
+def _terminated(*_: Any) -> None:
+    raise _Terminated
+
+
+def _leave(code: int) -> None:
+    raise typer.Exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Leaves progress to hfprune's own lines: one voice in the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
+
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("timm").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The entry point of the `hfprune` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
