@@ -14,7 +14,7 @@ from hfprune.errors import CheckpointError
 
 @contextmanager
 def side_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; its files replace those of the same name in `folder` when the block ends well.
+    """A temporary folder inside `folder`; its files replace their namesakes in `folder` when the block ends well.
 
     Nothing in `folder` changes before the block ends; when it raises, or the disk is full, nothing changes at all.
 

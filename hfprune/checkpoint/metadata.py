@@ -64,7 +64,7 @@ def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]
             raise CheckpointError(f"a mask is held for '{name}', which the model does not have")
         zeros[name] = state[name].detach() == 0
     flags = {
-        name: zeros.get(name, torch.zeros(1, dtype=torch.bool).expand(value.shape)) for name, value in state.items()
+        name: zeros.get(name, torch.zeros((), dtype=torch.bool).expand(value.shape)) for name, value in state.items()
     }
     flags = _as_saved(model, flags, masked=set(zeros))
     return {
@@ -122,7 +122,7 @@ def masks_from_block(model: nn.Module, block: dict[str, Any]) -> MaskSet:
 def annotate(
     model: nn.Module, config: PruningConfig, masks: MaskSet, achieved: float, base_model: str | None = None
 ) -> dict[str, Any]:
-    """Puts the block into a transformers model's config, where `save_pretrained` finds it; into others as an attribute."""
+    """Puts the block where saving finds it: into a transformers model's config, into others as an attribute."""
     block = build_block(model, config, masks, achieved, base_model)
     setattr(model.config if _has_config(model) else model, BLOCK, block)
     return block

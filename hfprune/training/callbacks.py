@@ -55,6 +55,24 @@ class GradualCallback(TrainerCallback):
             trainer.prune_inside(phase.gradual[reached])
 
 
+class SaveAfterEpochEnd(TrainerCallback):
+    """Moves a checkpoint that falls on an epoch's last step behind the epoch's end: Trainer resumes after it, and what
+    the epoch's end does (evaluating, counting patience) would otherwise be lost."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+        self.waiting = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        done = state.global_step - self.trainer.progress.step_offset
+        self.waiting = control.should_save and done % self.trainer.updates_per_epoch == 0
+        control.should_save = control.should_save and not self.waiting
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = control.should_save or self.waiting
+        self.waiting = False
+
+
 class CountingCallback(TrainerCallback):
     """Makes epochs count through the whole run, as optimizer steps do, where Trainer counts each phase from 0."""
 

@@ -89,7 +89,7 @@ class PhaseProgress(TrainerCallback):
         epoch = (state.epoch or 0.0) - self.trainer.progress.epoch_offset
         parts = [self._title(), f"epoch {epoch:.1f}"]
         if self.loss is not None:
-            parts.append(f"loss {self.loss:.4g}")
+            parts.append(f"training loss {self.loss:.4g}")
         if self.metric:
             parts.append(self.metric)
         parts.append(f"{self._left(state)} left at most")

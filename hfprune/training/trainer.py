@@ -20,7 +20,13 @@ from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
-from hfprune.training.callbacks import CountingCallback, GradualCallback, MaskCallback, MovementCallback
+from hfprune.training.callbacks import (
+    CountingCallback,
+    GradualCallback,
+    MaskCallback,
+    MovementCallback,
+    SaveAfterEpochEnd,
+)
 from hfprune.training.phases import Phase, PruningState, StepRecord, phases_of
 from hfprune.training.progress import PhaseProgress
 from hfprune.training.recovery import RecoveryCallback, monitored
@@ -77,6 +83,7 @@ class PruningTrainer(ResumableTrainer):
         self.recovery: RecoveryCallback | None = None
         if self.pruning is not None:
             self._prepare_pruning()
+        self.add_callback(SaveAfterEpochEnd(self))
         for shown, bars in ((ProgressCallback, True), (PrinterCallback, False)):
             if self.pop_callback(shown) is not None:
                 self.add_callback(PhaseProgress(self, bars=bars))
@@ -339,6 +346,7 @@ class PruningTrainer(ResumableTrainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: Any, trial: Any
     ) -> tuple[int, int]:
         """Optimizer steps and logs go on through the phases, so that checkpoints and curves never overlap."""
+        self.updates_per_epoch = num_update_steps_per_epoch
         if self.pruning is None:
             return super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
         history, offset = self.state.log_history, self.progress.step_offset

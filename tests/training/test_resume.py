@@ -1,0 +1,168 @@
+"""Interruption and resumption: the same masks, weights and metric as a run that was not interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hfprune.errors import CheckpointError
+from hfprune.training.resume import last_checkpoint
+from tests.training.setup import PlainNet, make_trainer
+
+RUNS = {
+    "phases": {"schedule": {"kind": "hybrid", "steps": 1}, "recovery": {"epochs": 2, "patience": 1}},
+    "gradual": {"schedule": {"kind": "cubic", "steps": 3, "every": 3}, "recovery": {"epochs": 4}},
+    "movement": {"criterion": "movement", "recovery": {"steps": 6}},
+    "taylor blocks": {"criterion": "taylor", "granularity": "block:2x2", "scope": "layer"},
+}
+
+
+class StopAt(TrainerCallback):
+    """A signal that arrives at an optimizer step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def outcome(trainer) -> tuple:
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return trainer.masks.digest(), weights, [(step.achieved, step.metric, step.epochs) for step in trainer.steps]
+
+
+def assert_same(found: tuple, expected: tuple) -> None:
+    assert found[0] == expected[0]
+    assert found[2] == expected[2]
+    assert all(torch.equal(value, expected[1][name]) for name, value in found[1].items())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, name):
+    options = {"pruning": RUNS[name], "save_strategy": "steps", "save_steps": 3}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    expected, length = outcome(whole), whole.state.global_step
+    for step in (4, 8, length - 1):
+        folder = tmp_path / f"stopped-{step}"
+        stopped = make_trainer(folder, **options, callbacks=[StopAt(step)])
+        with pytest.raises(KeyboardInterrupt):
+            stopped.train()
+        resumed = make_trainer(folder, **options)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(outcome(resumed), expected)
+        assert resumed.state.global_step == length
+        steps = [entry["step"] for entry in resumed.state.log_history if "loss" in entry]
+        assert steps == [entry["step"] for entry in whole.state.log_history if "loss" in entry]
+
+
+def test_every_checkpoint_resumes_to_the_same_end(tmp_path):
+    whole = make_trainer(tmp_path / "whole", save_strategy="steps", save_steps=3)
+    whole.train()
+    for checkpoint in (tmp_path / "whole").glob("checkpoint-*"):
+        resumed = make_trainer(tmp_path / "again", save_strategy="steps", save_steps=3)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        assert_same(outcome(resumed), outcome(whole))
+
+
+def test_a_plain_module_resumes(tmp_path):
+    def trainer(folder, **more):
+        torch.manual_seed(0)
+        return make_trainer(folder, PlainNet(), **more)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "stopped", callbacks=[StopAt(13)]).train()
+    resumed = trainer(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(outcome(resumed), outcome(whole))
+
+
+def test_an_ended_run_resumes_to_its_end_without_training(tmp_path):
+    whole = make_trainer(tmp_path)
+    whole.train()
+    again = make_trainer(tmp_path)
+    assert again.train(resume_from_checkpoint=True).global_step == whole.state.global_step
+    assert_same(outcome(again), outcome(whole))
+
+
+def test_what_a_killed_process_left_is_passed_over(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    good = last_checkpoint(tmp_path)
+    half = tmp_path / "checkpoint-999"
+    shutil.copytree(good, half)
+    weights = half / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / ".writing-checkpoint-1000").mkdir()
+    assert last_checkpoint(tmp_path) == good
+    assert not (tmp_path / ".writing-checkpoint-1000").exists()
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path):
+    make_trainer(tmp_path).train()
+    good = last_checkpoint(tmp_path)
+    good.rename(good.with_name(f".replaced-{good.name}"))
+    assert last_checkpoint(tmp_path) == good
+
+
+def test_another_configuration_is_refused_by_its_key(tmp_path):
+    make_trainer(tmp_path).train()
+    with pytest.raises(CheckpointError, match=r"pruning.target: .*\"ratio\": 0.8.*begin anew without --resume"):
+        make_trainer(tmp_path, pruning={"target": 0.7}).train(resume_from_checkpoint=True)
+
+
+def test_masks_that_were_tampered_with_are_refused(tmp_path):
+    make_trainer(tmp_path).train()
+    path = last_checkpoint(tmp_path) / "pruning_state.json"
+    state = json.loads(path.read_text())
+    state["digest"] = "0" * 64
+    path.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="the masks do not match their recorded hash"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    make_trainer(tmp_path).train()
+    path = last_checkpoint(tmp_path) / "pruning_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(CheckpointError, match="newer version in format 99"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_an_ordinary_checkpoint_is_not_one_of_a_pruning_run(tmp_path):
+    make_trainer(tmp_path).train()
+    (last_checkpoint(tmp_path) / "pruning_state.json").unlink()
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a pruning run"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_failed_write_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    save, saved = torch.save, []
+
+    def full(value, path, *args, **kwargs):
+        saved.append(path)
+        if len(saved) > 4:
+            raise OSError(28, "No space left on device")
+        return save(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        CheckpointError, match=r"could not be written .*No space left.*the last good one is '.*checkpoint-4'"
+    ):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4"]
+
+
+def test_retention_keeps_the_newest(tmp_path):
+    trainer = make_trainer(tmp_path, save_total_limit=1)
+    trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-16"]
