@@ -103,7 +103,14 @@ def steps_for(ratio: float, largest_step: float, *, first: float = 0.0) -> int:
         ratio: the final fraction removed.
         largest_step: the wanted fraction of the remaining units a step, in (0, 1).
         first: what a hybrid schedule has removed before.
+
+    Raises:
+        ConfigError: a ratio outside [0, 1), a `first` outside [0, ratio], a `largest_step` outside (0, 1).
     """
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"ratio: {ratio} must lie in [0, 1), e.g. 0.5")
+    if not 0 <= first <= ratio:
+        raise ConfigError(f"first: {first} must lie between 0 and the ratio {ratio}, e.g. {round(0.75 * ratio, 4)}")
     if not 0 < largest_step < 1:
         raise ConfigError(f"largest_step: {largest_step} must lie between 0 and 1, e.g. 0.1")
     steps = 1
