@@ -141,7 +141,9 @@ def bert() -> BertForSequenceClassification:
 
 def gpt2() -> GPT2LMHeadModel:
     """Linear layers that stand inputs x outputs, and a head tied to the embedding."""
-    return GPT2LMHeadModel(GPT2Config(vocab_size=TOKENS, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=TOKENS, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).eval()
 
 
 def llama(**options: Any) -> LlamaForCausalLM:
@@ -182,9 +184,7 @@ def sequences(count: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor
     return torch.randn(count, 5, 8, generator=g), torch.randint(CLASSES, (count,), generator=g)
 
 
-def images(
-    count: int = 4, size: int = 8, seed: int = 1, channels: int = 3
-) -> tuple[torch.Tensor, torch.Tensor]:
+def images(count: int = 4, size: int = 8, seed: int = 1, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(count, channels, size, size, generator=g), torch.randint(CLASSES, (count,), generator=g)
 
