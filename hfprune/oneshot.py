@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,8 @@ def prune(
     if config.schedule.every is not None:
         raise ConfigError("pruning.schedule.every: pruning inside a training run needs PruningTrainer")
     targets = config.targets()
-    data = list(data) if len(targets) > 1 and hasattr(data, "__next__") else data
+    if len(targets) > 1 and hasattr(data, "__next__"):  # every step scores on the same batches
+        data = list(itertools.islice(data, pruner.criterion.batches))
     backup = {}
     if len(targets) > 1:
         backup = {name: weight.parameter.detach().clone() for name, weight in pruner.weights.items()}

@@ -68,9 +68,7 @@ def mean_gradients(
     seen = 0
     with _differentiable(model, parameters):
         for batch in itertools.islice(batches_of(data), batches):
-            value = loss(model, to_device(batch, parameters[0].device))
-            if not torch.isfinite(value):
-                raise ModelError(f"the loss on calibration batch {seen + 1} is {float(value)}; nothing was pruned")
+            value = _usable(loss(model, to_device(batch, parameters[0].device)), seen + 1)
             for total, gradient in zip(sums, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
                 if gradient is not None:
                     total += gradient
@@ -83,6 +81,15 @@ def mean_gradients(
     if not seen:
         raise DataError("the calibration data holds no batch")
     return {name: total / seen for name, total in zip(weights, sums, strict=True)}
+
+
+def _usable(loss: Any, number: int) -> torch.Tensor:
+    """The loss on a batch, if it is one finite number that a gradient can be taken of."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ModelError(f"the loss on calibration batch {number} must be one number that depends on the weights")
+    if not torch.isfinite(loss):
+        raise ModelError(f"the loss on calibration batch {number} is {loss.item()}; nothing was pruned")
+    return loss
 
 
 @contextmanager
@@ -124,7 +131,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(part, device) for part in batch)
+        parts = [to_device(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
 
 
@@ -143,14 +151,15 @@ def default_loss(model: nn.Module, batch: Any) -> torch.Tensor:
             output = model(**batch[0]) if isinstance(batch[0], Mapping) else model(batch[0])
         else:
             output = model(batch)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the model can't take the batch: {str(error).splitlines()[0]}") from error
-    own = output.get("loss") if isinstance(output, Mapping) else None
-    if own is not None and labels is None:
-        return own.mean()
-    if labels is None:
-        raise DataError("data: no loss can be computed; give pairs (inputs, labels), or maps with labels")
-    return loss_from(output, labels)
+        own = output.get("loss") if isinstance(output, Mapping) else None
+        if own is not None and labels is None:
+            return own.mean()
+        if labels is not None:
+            return loss_from(output, labels)
+    except (TypeError, RuntimeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ModelError(f"the model can't take the batch: {reason.splitlines()[0]}") from error
+    raise DataError("data: no loss can be computed; give pairs (inputs, labels), or maps with labels")
 
 
 def loss_from(output: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 
 import torch
 
@@ -16,7 +16,9 @@ class Random(Criterion):
     pointwise = False
 
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(name.encode()))
+        # The CPU's generator looks at the low 32 bits of its seed alone.
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
