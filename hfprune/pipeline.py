@@ -6,6 +6,8 @@ import copy
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,9 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
 
 def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     """Opens the data and the model and checks that all parts of the recipe fit; nothing is trained or written."""
+    folder = Path(recipe.output.folder)
+    if folder.is_file():
+        raise ConfigError(f"output.folder: '{folder}' is a file; name a folder")
     arguments = training_arguments(recipe.output.folder, recipe.training)
     if recipe.baseline is not None:
         training_arguments(recipe.output.folder, recipe.training, recipe.baseline)
@@ -110,11 +115,23 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     set_seed(arguments.seed)
     loaded = load_model(recipe.model, recipe.data.task, raw.labels)
     data = prepare(raw, loaded.model, loaded.processing_class, arguments.seed)
-    trainer = _trainer(PruningTrainer, loaded, data, metrics, arguments, recipe)
-    folder = Path(recipe.output.folder)
-    if folder.is_file():
-        raise ConfigError(f"output.folder: '{folder}' is a file; name a folder")
+    with _nothing_made(folder):
+        trainer = _trainer(PruningTrainer, loaded, data, metrics, arguments, recipe)
     return _Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
+
+
+@contextmanager
+def _nothing_made(folder: Path) -> Iterator[None]:
+    """Takes away the empty folder that Trainer makes at once."""
+    existed = folder.exists()
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
+    finally:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _trainer(
@@ -246,6 +263,7 @@ def _report(job: _Job, dense: nn.Module, dense_metric: dict[str, float], seconds
 def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measurement, Measurement]:
     """Dense and pruned in turns, so that what else the machine does falls on both; the quicker of two turns counts."""
     example = job.data.example(1)
+    example = tuple(example.values()) if job.trainer.plain_module else example
     sizes = tuple(job.recipe.output.batch_sizes)
     rounds = [(measure(dense, example, sizes), measure(pruned, example, sizes)) for _ in range(2)]
     return tuple(min(turns, key=lambda m: sum(m.latency_ms.values())) for turns in zip(*rounds, strict=True))

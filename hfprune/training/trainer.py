@@ -191,6 +191,8 @@ class PruningTrainer(ResumableTrainer):
             self.state.is_world_process_zero = self.is_world_process_zero()
             self.state.is_local_process_zero = self.is_local_process_zero()
         self.masks.bind(self.model)
+        if self.progress.record is not None:
+            annotate(self.model, self.pruning, self.masks, self.achieved, self.base_model)
         if self.recovery is not None:
             patience = self.phases[self.progress.phase].patience
             self.recovery.load(self.progress.best, weights, patience)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import CheckpointError
 from hfprune.training.resume import last_checkpoint
 from tests.training.setup import PlainNet, make_trainer
@@ -34,12 +35,13 @@ class StopAt(TrainerCallback):
 
 def outcome(trainer) -> tuple:
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    return trainer.masks.digest(), weights, [(step.achieved, step.metric, step.epochs) for step in trainer.steps]
+    steps = [(step.achieved, step.metric, step.epochs) for step in trainer.steps]
+    return trainer.masks.digest(), weights, steps, block_of(trainer.model)
 
 
 def assert_same(found: tuple, expected: tuple) -> None:
     assert found[0] == expected[0]
-    assert found[2] == expected[2]
+    assert found[2:] == expected[2:]
     assert all(torch.equal(value, expected[1][name]) for name, value in found[1].items())
 
 

@@ -1,0 +1,216 @@
+"""run(): from a recipe to a folder that loads again, through every kind of model and data that needs no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForImageClassification
+
+import hfprune
+from hfprune import Recipe
+from hfprune.errors import CheckpointError, ConfigError
+from hfprune.pipeline import run
+
+
+def recipe_values(folder: Path, **sections) -> dict:
+    """A recipe on the digits that takes a second; `sections` are merged into it."""
+    values = {
+        "model": {
+            "name": "timm/vit_tiny_patch16_224",
+            "pretrained": False,
+            "args": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        },
+        "data": {"name": "digits", "train_samples": 64, "eval_samples": 32, "augment": False},
+        "baseline": {"epochs": 2},
+        "pruning": {
+            "target": 0.5,
+            "schedule": {"kind": "hybrid", "steps": 1},
+            "recovery": {"epochs": 2, "patience": 1},
+        },
+        "training": {"per_device_train_batch_size": 16, "learning_rate": 1e-3, "seed": 3, "disable_tqdm": True},
+        "output": {"folder": str(folder), "batch_sizes": [1, 2]},
+    }
+    for name, section in sections.items():
+        if section is None:
+            values.pop(name)
+        else:
+            values[name] = {**values.get(name, {}), **section}
+    return values
+
+
+def quiet() -> Console:
+    return Console(file=open("/dev/null", "w"), width=120)  # noqa: SIM115
+
+
+def run_recipe(folder: Path, resume: bool = False, **sections) -> dict:
+    return run(Recipe.parse(recipe_values(folder, **sections)), resume=resume, console=quiet())
+
+
+def test_a_run_leaves_everything_behind(tmp_path):
+    folder = tmp_path / "run"
+    report = run_recipe(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "recipe.yaml",
+        "pruning_report.json",
+        "sparsity.png",
+        "trajectory.png",
+        "dense",
+    }
+    assert not [name for name in names if name.startswith(".")]
+    assert json.loads((folder / "pruning_report.json").read_text()) == json.loads(json.dumps(report))
+    for side in ("dense", "pruned"):
+        assert set(report[side]["metric"]) == {"loss", "accuracy"}
+        assert set(report[side]["latency_ms"]) == {"1", "2"}
+        assert report[side]["params"] == report["dense"]["params"]
+    zeros = sum(record["zeros"] for record in report["sparsity"].values())
+    total = sum(record["numel"] for record in report["sparsity"].values())
+    assert zeros == round(0.5 * total)
+    assert report["pruned"]["nonzero"] <= report["dense"]["nonzero"] - zeros + 1
+    assert [step["target"] for step in report["steps"]] == pytest.approx([0.375, 0.5])
+    assert hfprune.verify(folder).ok
+    for picture in ("sparsity.png", "trajectory.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    card = (folder / "README.md").read_text()
+    assert "sparsity.png" in card and "learning_rate: 0.001" in card and "model-index" in card
+
+
+def test_the_result_loads_in_transformers_and_timm(tmp_path):
+    import timm
+
+    folder = tmp_path / "run"
+    run_recipe(folder)
+    images = torch.rand(4, 1, 8, 8)
+    logits = AutoModelForImageClassification.from_pretrained(folder).eval()(images).logits
+    assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), logits)
+    assert torch.equal(hfprune.from_pretrained(folder)(images).logits, logits)
+
+
+def test_the_saved_recipe_gives_the_same_result(tmp_path):
+    first = run_recipe(tmp_path / "first")
+    recipe = Recipe.from_yaml(tmp_path / "first" / "recipe.yaml", [f"output.folder={tmp_path / 'second'}"])
+    second = run(recipe, console=quiet())
+    assert second["sparsity"] == first["sparsity"]
+    assert second["pruned"]["metric"] == first["pruned"]["metric"]
+    assert second["dense"]["metric"] == first["dense"]["metric"]
+
+
+def test_an_own_module_by_its_function(tmp_path, monkeypatch):
+    (tmp_path / "own_digits_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, width=8):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
+        "    def forward(self, x):\n"
+        "        return self.body(x)\n"
+        "def make(width=8):\n"
+        "    return Net(width)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "run"
+    data = {"image_size": 8}
+    report = run_recipe(
+        folder, model={"name": "own_digits_net:make", "args": {"width": 12}, "pretrained": True}, data=data
+    )
+    assert report["pruned"]["params"] == 64 * 12 + 12 + 12 * 10 + 10
+    import own_digits_net
+
+    loaded = hfprune.from_pretrained(folder, model=lambda: own_digits_net.make(width=12))
+    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert "from own_digits_net import Net" in (folder / "README.md").read_text()
+
+
+def test_without_a_baseline_the_model_is_pruned_as_it_is(tmp_path):
+    first = tmp_path / "first"
+    run_recipe(first)
+    report = run_recipe(
+        tmp_path / "second",
+        model={"name": str(first / "dense"), "args": {}, "pretrained": True},
+        baseline=None,
+        pruning={"criterion": "taylor"},
+    )
+    dense = json.loads((first / "dense" / "dense.json").read_text())
+    assert report["dense"]["metric"] == pytest.approx(dense["metric"], abs=1e-6)
+    assert not (tmp_path / "second" / "dense").exists()
+
+
+def test_an_earlier_run_is_moved_aside_and_kept(tmp_path):
+    folder = tmp_path / "run"
+    run_recipe(folder)
+    card = (folder / "README.md").read_text()
+    run_recipe(folder, training={"seed": 4})
+    run_recipe(folder, training={"seed": 5})
+    assert (folder / "previous" / "1" / "README.md").read_text() == card
+    assert (folder / "previous" / "2" / "model.safetensors").is_file()
+
+
+def test_resuming_an_ended_run_shows_it_again(tmp_path):
+    folder = tmp_path / "run"
+    report = run_recipe(folder)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert run_recipe(folder, resume=True) == json.loads(json.dumps(report))
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_resuming_with_another_recipe_names_the_key(tmp_path):
+    folder = tmp_path / "run"
+    run_recipe(folder)
+    with pytest.raises(ConfigError, match="pruning.target.ratio: 0.6 now, but .* was begun with 0.5"):
+        run_recipe(folder, resume=True, pruning={"target": 0.6})
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="output.folder: '.*file' is a file"):
+        run_recipe(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="output.folder: can't write to '/proc/hfprune'"):
+        run_recipe(Path("/proc/hfprune"))
+
+
+def test_failing_to_write_the_result_leaves_nothing_half_done(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfprune.pipeline.trajectory_plot", full)
+    folder = tmp_path / "run"
+    with pytest.raises(CheckpointError, match="could not write .*No space left"):
+        run_recipe(folder)
+    assert not (folder / "model.safetensors").exists()
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    run_recipe(folder, resume=True)
+    assert hfprune.verify(folder).ok
+
+
+BAD = [
+    ({"training": {"learnig_rate": 1}}, "training.learnig_rate: unknown key; did you mean 'learning_rate'"),
+    ({"training": {"learning_rate": "fast"}}, "training.learning_rate: input should be a valid number.* not 'fast'"),
+    ({"training": {"output_dir": "x"}}, "training.output_dir: .* use output.folder"),
+    ({"baseline": {"epochs": 1, "sed": 2}}, "baseline.sed: unknown key; did you mean 'seed'"),
+    ({"training": {"optim": "adamv"}}, "training: .*adamv"),
+    ({"pruning": {"criterion": "magnitude"}}, "pruning.criterion: unknown criterion 'magnitude'; "),
+    ({"pruning": {"criterion": {"name": "taylor", "batch": 3}}}, "pruning.criterion.batch: .*did you mean 'batches'"),
+    ({"pruning": {"include": ["blocks.0.mpl.*"]}}, "pruning.include: 'blocks.0.mpl.\\*' matches nothing.*did you mean"),
+    ({"pruning": {"min_kept": 0.6}}, "pruning.target.ratio: 0.5 can't be reached with min_kept 0.6; at most 0."),
+    ({"data": {"metrics": ["acuracy"]}}, "data.metrics: .*accuracy"),
+    ({"pruning": {"granularity": "512:1024"}}, "no layer's input dimension holds a group of 1024"),
+]
+
+
+@pytest.mark.parametrize(("sections", "message"), BAD, ids=[str(list(section.items())) for section, _ in BAD])
+def test_bad_recipes_are_refused_before_anything_is_trained_or_written(tmp_path, sections, message):
+    pruning = sections.get("pruning", {})
+    if "granularity" in pruning:
+        sections = {"pruning": pruning | {"target": None}}
+    with pytest.raises(hfprune.HfpruneError, match=message) as raised:
+        run_recipe(tmp_path / "run", **sections)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
