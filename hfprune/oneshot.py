@@ -75,21 +75,24 @@ def prune(
     targets = config.targets()
     if len(targets) > 1 and hasattr(data, "__next__"):  # every step scores on the same batches
         data = list(itertools.islice(data, pruner.criterion.batches))
-    backup = {}
+    parameters = {name: weight.parameter for name, weight in pruner.weights.items()}
+    backup, lost = {}, {}
     if len(targets) > 1:
-        backup = {name: weight.parameter.detach().clone() for name, weight in pruner.weights.items()}
+        backup = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     masks = MaskSet({})
     try:
         for target in targets:
             masks = pruner.select(target, masks, data=data, loss=loss)
-            if target != targets[-1]:
-                masks.apply(model)
+            if not backup:  # one step: what it removes is all there is to put back
+                lost = {name: (~mask, parameters[name].detach()[~mask]) for name, mask in masks.kept.items()}
+            masks.apply(model)
+        annotate(model, config, masks, achieved=targets[-1])
     except BaseException:
         with torch.no_grad():
             for name, value in backup.items():
-                pruner.weights[name].parameter.copy_(value)
+                parameters[name].copy_(value)
+            for name, (places, values) in lost.items():
+                parameters[name][places] = values
         raise
-    masks.apply(model)
-    annotate(model, config, masks, achieved=targets[-1])
     pruned = pruner.wanted(targets[-1])
     return PruneReport(masks, pruned / pruner.total_units, pruner.total_units, pruned)

@@ -99,7 +99,7 @@ class Pruner:
 
     def _count_units(self, weight: Weight) -> int:
         if self.shape.kind == "n:m":
-            width = weight.parameter.shape[weight.input_dim]
+            width = weight.parameter.shape[weight.input_dim] if weight.parameter.ndim else 1
             return weight.parameter.numel() // width * (width // self.shape.group * self.shape.group)
         if self.shape.kind == "block":
             rows, cols = weight.as_matrix(weight.parameter.detach()).shape

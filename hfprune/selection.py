@@ -135,8 +135,8 @@ def pattern_candidates(scores: torch.Tensor, kept: int, group: int, gone: torch.
     Returns:
         A bool tensor of the shape of `scores`.
     """
-    width = scores.shape[-1] // group * group
-    candidates = torch.zeros_like(scores, dtype=torch.bool)
+    width = scores.shape[-1] // group * group if scores.ndim else 0
+    candidates = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if width == 0:
         return candidates
     rows = scores.reshape(-1, scores.shape[-1])
