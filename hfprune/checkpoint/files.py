@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,8 +13,12 @@ from hfprune.errors import CheckpointError
 
 
 @contextmanager
-def side_folder(folder: str | Path) -> Iterator[Path]:
+def side_folder(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
     """A temporary folder inside `folder`; its files replace their namesakes in `folder` when the block ends well.
+
+    Args:
+        folder: made where it is missing.
+        replaces: glob patterns of files in `folder` that the new ones take the place of, whatever they are called.
 
     Nothing in `folder` changes before the block ends; when it raises, or the disk is full, nothing changes at all.
 
@@ -33,7 +37,13 @@ def side_folder(folder: str | Path) -> Iterator[Path]:
         for path in side.rglob("*"):
             sync(path)
         # config.json goes last: a folder that has it has everything that belongs to it.
-        for path in sorted(side.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+        written = sorted(side.iterdir())
+        stale = {old for pattern in replaces for old in folder.glob(pattern)} - {folder / new.name for new in written}
+        for path in [p for p in written if p.name != "config.json"]:
+            _replace(path, folder / path.name)
+        for path in stale:
+            path.unlink()
+        for path in [p for p in written if p.name == "config.json"]:
             _replace(path, folder / path.name)
         sync(folder)
     except BaseException as error:

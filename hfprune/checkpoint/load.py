@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hfprune.checkpoint.metadata import BLOCK, read_block
@@ -70,9 +71,21 @@ def _transformers_class(config: dict[str, Any], folder: Path, model: Any) -> Any
 
 
 def _fill(module: nn.Module, folder: Path) -> None:
-    (path,) = set(tensor_files(folder).values())
-    try:
-        load_model(module, str(path), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"'{folder}' does not fit {type(module).__name__}: {reason[:300]}") from error
+    """Loads the tensors of a folder into a module; a module that they do not fit is left as it was."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(set(tensor_files(folder).values())):
+        tensors |= load_file(path)
+    state = module.state_dict()
+    filled = {state[name].data_ptr() for name in tensors if name in state}
+    wrong = [f"'{name}' is not in the model" for name in tensors if name not in state]
+    wrong += [
+        f"'{name}' has the shape {tuple(value.shape)}, the model's {tuple(state[name].shape)}"
+        for name, value in tensors.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    # A tied tensor stands in the file under one of its names.
+    wrong += [f"'{n}' is missing" for n, v in state.items() if n not in tensors and v.data_ptr() not in filled]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"'{folder}' does not fit {type(module).__name__}: {wrong[0]}{more}")
+    module.load_state_dict(tensors, strict=False)

@@ -102,12 +102,14 @@ def saved_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[st
 def masked_parameters(model: nn.Module, recorded: set[str]) -> list[str]:
     """The model's names of the parameters that a block records under the checkpoint's names."""
     state = model.state_dict()
-    places = {value.data_ptr(): name for name, value in saved_tensors(model, state).items()}
-    renamed = {name: places.get(parameter.data_ptr()) for name, parameter in model.named_parameters()}
-    found = [name for name, saved in renamed.items() if saved in recorded]
-    if recorded - set(renamed.values()):
+    places: dict[int, set[str]] = {}  # a tied parameter has several names
+    for name, value in saved_tensors(model, state).items():
+        places.setdefault(value.data_ptr(), set()).add(name)
+    renamed = {name: places.get(parameter.data_ptr(), set()) for name, parameter in model.named_parameters()}
+    found = [name for name, saved in renamed.items() if saved & recorded]
+    if recorded - set().union(*renamed.values()):
         # What was split or joined while saving has no name of its own there: its zeros say that it is masked.
-        found += [name for name, saved in renamed.items() if saved is None and bool((state[name] == 0).any())]
+        found += [name for name, saved in renamed.items() if not saved and bool((state[name] == 0).any())]
     return found
 
 
@@ -156,14 +158,27 @@ def read_block(folder: str | Path) -> dict[str, Any] | None:
         raise CheckpointError(f"'{folder}' is not a checkpoint: it holds no config.json") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} can't be read: it holds no map")
     block = values.get(BLOCK)
     if block is None:
         return None
     version = block.get("format_version") if isinstance(block, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise CheckpointError(f"{path}: the block '{BLOCK}' has no format_version")
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: written in format {version}, and this version reads up to {FORMAT_VERSION}; upgrade hfprune"
         )
+    records = block.get("sparsity", {})
+    if not isinstance(records, dict):
+        raise CheckpointError(f"{path}: the block '{BLOCK}' has a malformed sparsity: {records!r:.80}")
+    for name, record in records.items():
+        if not _is_record(record):
+            raise CheckpointError(f"{path}: the block '{BLOCK}' has a malformed record of '{name}': {record!r:.80}")
     return block
+
+
+def _is_record(record: Any) -> bool:
+    kinds = {"zeros": int, "numel": int, "pattern": str, "sha256": str}
+    return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in kinds.items())

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_model
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from hfprune.checkpoint.files import side_folder
@@ -15,6 +16,7 @@ from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
 
 WEIGHTS_FILE = "model.safetensors"
+_WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_pretrained(
@@ -45,7 +47,7 @@ def save_pretrained(
         masks = masks_from_block(model, block)
     if masks is not None:
         refresh(model, masks)
-    with side_folder(folder) as side:
+    with side_folder(folder, replaces=_WEIGHTS_FILES) as side:
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(side, **options)
         elif is_timm(model):
@@ -72,7 +74,10 @@ def _save_timm(model: nn.Module, folder: Path) -> None:
 
 
 def _save_module(model: nn.Module, folder: Path) -> None:
-    save_model(model, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    tensors: dict[int | str, tuple[str, torch.Tensor]] = {}
+    for name, value in model.state_dict().items():  # a tied tensor once, under its first name, as masks know it
+        tensors.setdefault(value.data_ptr() if value.numel() else name, (name, value))
+    save_file({n: v.contiguous() for n, v in tensors.values()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     kind = type(model)
     config: dict[str, Any] = {"architectures": [f"{kind.__module__}:{kind.__qualname__}"]}
     if block := block_of(model):

@@ -87,7 +87,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _indexed(index)
     else:
         names = ["model.safetensors"]
     places = {}
@@ -101,6 +101,17 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{path}' is damaged: {error}") from error
     return places
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"'{index}' is damaged: it holds no map of files") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"'{index}' is damaged: it names no files")
+    return sorted(names)
 
 
 def _read(path: Path, name: str):

@@ -27,7 +27,7 @@ def test_a_function_of_the_weight(register):
     before = torch.cat([model.first.weight.detach().flatten(), model.last.weight.detach().flatten()]).abs()
     hfprune.prune(model, PruningConfig(criterion="largest", target=0.5))
     after = torch.cat([model.first.weight.detach().flatten(), model.last.weight.detach().flatten()])
-    assert bool((before[after == 0].min() >= before[after != 0].max()))
+    assert bool(before[after == 0].min() >= before[after != 0].max())
     assert int((after == 0).sum()) == 72
     assert torch.equal(largest(torch.ones(1)), -torch.ones(1))
 

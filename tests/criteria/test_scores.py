@@ -143,7 +143,7 @@ def test_random_is_uniform_and_its_own_for_every_layer_and_seed():
     assert torch.equal(scores, create("random", seed=3).terms("a", torch.zeros(40_000)))
     assert not torch.equal(scores, criterion.terms("b", torch.zeros(40_000)))
     assert not torch.equal(scores, create("random", seed=4).terms("a", torch.zeros(40_000)))
-    assert 0 <= float(scores.min())
+    assert float(scores.min()) >= 0
     assert float(scores.max()) < 1
     assert float(scores.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(scores.var()) == pytest.approx(1 / 12, abs=0.005)
