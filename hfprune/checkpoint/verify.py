@@ -86,10 +86,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         CheckpointError: there are none, or one named by the index is missing or damaged.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = _indexed(index)
-    else:
-        names = ["model.safetensors"]
+    names = _indexed(index) if index.is_file() else ["model.safetensors"]
     places = {}
     for name in names:
         path = folder / name

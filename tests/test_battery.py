@@ -1,0 +1,78 @@
+"""Every registered criterion x granularity x tiny model through the same invariants; a new one joins by itself."""
+
+import pytest
+import torch
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.criteria import criteria
+from hfprune.pruner import Pruner
+from tests.support.models import TINY, logits
+
+MODELS = ("cnn", "convolutions", "lstm", "attention", "vit", "gpt2", "timm_resnet")
+GRANULARITIES = ("weight", "2:4", "block:4x2")
+
+
+@pytest.fixture(params=MODELS)
+def tiny(request):
+    return TINY[request.param]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("criterion", list(criteria))
+def test_invariants(tmp_path, tiny, criterion, granularity):
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5, seed=3)
+    batch = tiny.batch()
+    model = tiny.build().eval()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    report = hfprune.prune(model, config, batch)
+
+    # The count is exact, what is gone is zero, what is kept is the same to the last bit.
+    assert report.units == Pruner(model, config).total_units
+    assert report.pruned == round(0.5 * report.units)
+    if granularity != "block:4x2":
+        assert report.masks.zeros == report.pruned
+    for name, value in model.named_parameters():
+        kept = report.masks.kept.get(name, torch.ones_like(value, dtype=torch.bool))
+        assert not value[~kept].any()
+        assert not torch.signbit(value[~kept]).any()
+        assert torch.equal(value[kept], before[name][kept])
+
+    # The same seed chooses the same again.
+    torch.manual_seed(0)
+    other = tiny.build().eval()
+    other.load_state_dict(model.state_dict() | before, strict=False)
+    masks = hfprune.prune(other, config, batch).masks
+    assert masks.digest() == report.masks.digest()
+
+    # Zeros stay zero under momentum and weight decay, of momenta that the removed weights still have.
+    for kind, options in ((torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {})):
+        parameters = list(other.parameters())
+        optimizer = kind(parameters, lr=0.01, weight_decay=0.1, **options)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+            assert any(other.get_parameter(name)[~mask].any() for name, mask in masks.kept.items())
+            masks.enforce()
+            assert not any(other.get_parameter(name)[~mask].any() for name, mask in masks.kept.items())
+
+    # What is saved is what was recorded, and answers alike.
+    hfprune.save_pretrained(model, tmp_path)
+    found = hfprune.verify(tmp_path)
+    assert found.ok
+    assert found.zeros >= report.masks.zeros > 0
+    again = hfprune.from_pretrained(tmp_path, tiny.build if tiny.kind == "own" else None)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("criterion", list(criteria))
+def test_steps_reach_the_same_count(tiny, criterion):
+    config = PruningConfig(criterion=criterion, target=0.7, schedule={"kind": "geometric", "steps": 3})
+    model = tiny.build().eval()
+    report = hfprune.prune(model, config, tiny.batch())
+    assert report.masks.zeros == round(0.7 * report.units)
+
+
+def test_a_criterion_joins_by_being_registered():
+    assert {"random", "l1", "l2", "lamp", "taylor", "snip", "movement"} <= set(criteria)
