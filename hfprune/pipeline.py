@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, set_seed
 
 from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.checkpoint.load import from_pretrained
-from hfprune.checkpoint.metadata import block_of
-from hfprune.checkpoint.save import is_timm, save_pretrained
+from hfprune.checkpoint.metadata import block_of, is_timm
+from hfprune.checkpoint.save import save_pretrained
 from hfprune.checkpoint.verify import verify
 from hfprune.data import PreparedData, open_data, prepare
 from hfprune.errors import CheckpointError, ConfigError

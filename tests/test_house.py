@@ -21,7 +21,6 @@ LEVELS = {
     **dict.fromkeys(("data", "models", "metrics", "training"), 6),
     **dict.fromkeys(("pipeline", "cli"), 7),
 }
-EXCEPTIONS = {("checkpoint/save.py", "models"): "a timm module is wrapped as it was loaded, only while it is saved"}
 
 
 def tree_of(path):
@@ -69,13 +68,8 @@ def test_imports_go_down(path):
         assert not list(imports(path))
         return
     for other in imports(path):
-        if other in LEVELS and (named(path), other) not in EXCEPTIONS:
+        if other in LEVELS:
             assert LEVELS[other] <= LEVELS[room(path)], f"{named(path)} imports {other}"
-
-
-def test_the_exceptions_are_needed():
-    for name, other in EXCEPTIONS:
-        assert other in set(imports(ROOT / name))
 
 
 @every_file

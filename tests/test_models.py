@@ -25,8 +25,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from hfprune.checkpoint.timm import timm_wrapper_config, wrap_timm
 from hfprune.errors import ModelError
-from hfprune.models import load_model, timm_wrapper_config, wrap_timm
+from hfprune.models import load_model
 from hfprune.recipe import ModelSection
 
 DIGITS = [str(i) for i in range(10)]

@@ -58,7 +58,8 @@ def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]
     """
     names = {name for name, _ in model.named_parameters()}
     zeros: dict[str, torch.Tensor] = {}
-    state = model.state_dict()
+    # A module may add things of its own to its state that are no tensors.
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     for name in masks:
         if name not in names:
             raise CheckpointError(f"a mask is held for '{name}', which the model does not have")
@@ -139,6 +140,11 @@ def refresh(model: nn.Module, masks: MaskSet) -> None:
 def block_of(model: nn.Module) -> dict[str, Any] | None:
     """The block that a model carries, if it has been pruned."""
     return getattr(model.config if _has_config(model) else model, BLOCK, None)
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether the module was made by `timm.create_model`."""
+    return type(model).__module__.startswith("timm.") and isinstance(getattr(model, "pretrained_cfg", None), dict)
 
 
 def _has_config(model: nn.Module) -> bool:

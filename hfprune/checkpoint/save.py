@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hfprune.checkpoint.files import side_folder
-from hfprune.checkpoint.metadata import BLOCK, block_of, masks_from_block, refresh
+from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, refresh
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
 
@@ -59,13 +59,9 @@ def save_pretrained(
     return folder
 
 
-def is_timm(model: nn.Module) -> bool:
-    """Whether the module was made by `timm.create_model`."""
-    return type(model).__module__.startswith("timm.") and isinstance(getattr(model, "pretrained_cfg", None), dict)
-
-
 def _save_timm(model: nn.Module, folder: Path) -> None:
-    from hfprune.models import wrap_timm
+    # timm is slow to import, and only its own models need it.
+    from hfprune.checkpoint.timm import wrap_timm
 
     wrapper = wrap_timm(model)
     if block := block_of(model):
