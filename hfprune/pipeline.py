@@ -91,12 +91,14 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     if last is not None and PartialState().is_main_process:
         console.print(f"resuming from {last}", highlight=False)
     job.trainer.train(resume_from_checkpoint=str(last) if last else None)
-    report = _report(job, dense, dense_metric, time.perf_counter() - began)
+    pruned_metric = numbers(job.trainer.evaluate())
     if PartialState().is_main_process:
+        # One process measures while the others rest.
+        report = _report(job, dense, dense_metric, pruned_metric, time.perf_counter() - began)
         _write(job, report)
         _show(report, console, folder)
     PartialState().wait_for_everyone()
-    return report
+    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
 
 
 def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
@@ -240,9 +242,10 @@ def _is_own(model: nn.Module) -> bool:
 # ---- the result ----------------------------------------------------------------------------------------------------
 
 
-def _report(job: _Job, dense: nn.Module, dense_metric: dict[str, float], seconds: float) -> dict[str, Any]:
+def _report(
+    job: _Job, dense: nn.Module, dense_metric: dict[str, float], pruned_metric: dict[str, float], seconds: float
+) -> dict[str, Any]:
     trainer, model = job.trainer, job.model
-    pruned_metric = numbers(trainer.evaluate())
     before, after = _measure_both(job, dense.to(next(model.parameters()).device), model)
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     return {

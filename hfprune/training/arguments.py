@@ -19,6 +19,7 @@ _DEFAULTS = {
     "logging_strategy": "epoch",
     "save_total_limit": 2,
     "report_to": "none",
+    "ddp_find_unused_parameters": False,
 }
 _OWN_KEYS = {"output_dir": "output.folder", "resume_from_checkpoint": "--resume"}
 

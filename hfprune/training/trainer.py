@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -17,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block
 from hfprune.config import PruningConfig
-from hfprune.errors import CheckpointError, ConfigError
+from hfprune.errors import CheckpointError, ConfigError, ModelError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
 from hfprune.training.callbacks import (
@@ -262,6 +263,8 @@ class PruningTrainer(ResumableTrainer):
         self.masks = self.pruner.select(
             target, self.masks, data=data, loss=self._calibration_loss, history=self.history or None
         )
+        if len(set(gather_object([self.masks.digest()]))) > 1:
+            raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")
         self.masks.apply(self.model)
         annotate(self.model, self.pruning, self.masks, self._fraction_gone(target), self.base_model)
         logs = {"target_sparsity": target, "sparsity": self.masks.zeros / max(1, self.masks.numel)}

@@ -1,0 +1,66 @@
+"""Several processes: one run, the same masks on all, and the result that one process gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from hfprune.checkpoint import read_block
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from tests.training.setup import make_trainer, tiny_vit
+
+folder, criterion, every, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+schedule = {"kind": "cubic", "steps": 2, "every": every} if every else {"kind": "constant", "steps": 2}
+trainer = make_trainer(
+    folder, tiny_vit(dropout=0.0), per_device_train_batch_size=batch, learning_rate=1e-2, optim="sgd",
+    pruning={"criterion": criterion, "schedule": schedule, "recovery": {"epochs": 2}},
+)
+assert trainer.args.world_size == int(sys.argv[5]), trainer.args.world_size
+trainer.train()
+if dist.is_initialized():
+    digests = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, trainer.masks.digest())
+    assert len(set(digests)) == 1
+trainer.save_model(str(folder / "saved"))
+"""
+
+
+def launch(folder: Path, processes: int, criterion: str, every: int) -> dict:
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = torchrun if processes > 1 else [sys.executable]
+    arguments = [str(folder / f"run-{processes}"), criterion, str(every), str(32 // processes), str(processes)]
+    done = subprocess.run(
+        [*launcher, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = folder / f"run-{processes}" / "saved"
+    weights = load_file(saved / "model.safetensors")
+    return {name: weights[name] == 0 for name in read_block(saved)["sparsity"]}
+
+
+@pytest.mark.parametrize(("criterion", "every"), [("l1", 0), ("taylor", 2)])
+def test_two_processes_prune_alike_and_like_one(tmp_path, criterion, every):
+    one, two = (launch(tmp_path, processes, criterion, every) for processes in (1, 2))
+    different = sum(int((one[name] != two[name]).sum()) for name in one)
+    total = sum(value.numel() for value in one.values())
+    # The sums of two processes round differently from one's: single ties at the threshold may fall the other way.
+    assert different <= 1e-3 * total
+    assert sum(int(v.sum()) for v in one.values()) == sum(int(v.sum()) for v in two.values()) == round(0.8 * total)
