@@ -36,6 +36,7 @@ LIMITS = (
     "A latency holds for the machine, batch size and dtype that it was measured with.",
     "The model inherits the licence, the biases and the intended use of what it was made from.",
 )
+CHOSEN = "The data that the pruned model was measured on also chose its best weights: expect a little less on new data."
 
 
 def render_card(
@@ -87,7 +88,7 @@ def render_card(
         loading=_fenced(loading, "python"),
         recipe=_fenced(recipe_yaml, "yaml") if recipe_yaml else None,
         environment=_environment(report),
-        limits=LIMITS,
+        limits=[*LIMITS, *([CHOSEN] if any(step.get("metric_before") for step in report.get("steps") or ()) else [])],
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
 
