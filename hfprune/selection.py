@@ -158,17 +158,29 @@ def _score_dtype(layers: list[LayerScores]) -> torch.dtype:
     return torch.float64 if torch.float64 in samples else torch.float32
 
 
-def _keys(scores: torch.Tensor, name: str) -> torch.Tensor:
+def _keys(scores: torch.Tensor, signed: bool) -> torch.Tensor:
     """Integers in the order of the scores: the float's own bits, with those of negative numbers turned round."""
+    if signed:
+        scores = scores + 0.0  # -0.0 must equal 0.0
     bits = scores.contiguous().view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
-    lowest = int(bits.min()) if bits.numel() else 0
-    if lowest < 0:  # negative numbers are there, or -0.0, which must equal 0.0
-        bits = (scores + 0.0).view(bits.dtype)
-        bits = bits ^ ((bits >> (bits.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
-    infinity = 0x7F800000 if bits.dtype == torch.int32 else 0x7FF0000000000000
-    if bits.numel() and (int(bits.max()) > infinity or int(bits.min()) < -infinity - 1):
+    if not signed:
+        return bits
+    return bits ^ ((bits >> (bits.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
+
+
+def _checked_keys(scores: torch.Tensor, name: str) -> torch.Tensor:
+    """The keys of scores not seen before, after refusing what is not a number."""
+    if not scores.numel():
+        return _keys(scores, signed=False)
+    keys = _keys(scores, signed=False)
+    lowest, highest = (int(bound) for bound in keys.aminmax())
+    if lowest < 0:  # the sign bit is set somewhere
+        keys = _keys(scores, signed=True)
+        lowest, highest = (int(bound) for bound in keys.aminmax())
+    infinity = 0x7F800000 if keys.dtype == torch.int32 else 0x7FF0000000000000
+    if highest > infinity or lowest < -infinity - 1:
         raise ModelError(f"the criterion gave a score that is not a number in '{name}'")
-    return bits
+    return keys
 
 
 def _find_cut(layers: list[LayerScores], wanted: int, dtype: torch.dtype) -> _Cut | None:
@@ -181,7 +193,8 @@ def _find_cut(layers: list[LayerScores], wanted: int, dtype: torch.dtype) -> _Cu
         histogram = torch.zeros(_DIGITS, dtype=torch.int64)
         for layer in layers:
             for _, _, _, scores in layer.chunks(dtype):
-                keys = _keys(scores, layer.name)
+                # Where the threshold is not negative, negative scores can't lie in its bucket, turned round or not.
+                keys = _checked_keys(scores, layer.name) if prefix is None else _keys(scores, signed=prefix <= 0)
                 histogram += _count_digits(keys, shift, prefix).cpu()
         reached = histogram.cumsum(0)
         digit = int(torch.searchsorted(reached, rank))
