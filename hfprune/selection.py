@@ -8,14 +8,17 @@ no layer pays for standing first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from hfprune.errors import ConfigError, ModelError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Units looked at in one go: it bounds the extra memory."""
+
+FEW_THREADS = 4
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
@@ -74,6 +77,22 @@ class _Cut:
     taken: int
 
 
+@contextmanager
+def _one_thread_where_few() -> Iterator[None]:
+    """On a machine of few cores, one thread: the many short operations would wait for one another at every step as soon
+    as a core is busy with something else, which costs far more than the second core gives."""
+    threads = torch.get_num_threads()
+    if threads > FEW_THREADS:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread_where_few()
 def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
     """The units that are gone after this step: those gone before, and the lowest scores of all layers together.
 
