@@ -85,9 +85,9 @@ class Schedule(StrictModel):
     """
 
     kind: str = "one_shot"
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     first: Ratio | None = None
-    largest_step: Annotated[float, Field(gt=0, lt=1)] | None = None
+    largest_step: Annotated[float, Field(ge=1e-3, lt=1)] | None = None
     every: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("kind")
@@ -251,6 +251,15 @@ class PruningConfig(StrictModel):
     def targets(self) -> list[float]:
         """The cumulative fraction removed after each step."""
         return self.schedule.targets(self.ratio)
+
+
+_SHRINKING = {"loss", "error", "mse", "rmse", "mae", "mape", "smape", "mase", "brier", "wer", "cer", "ter", "ppl"}
+
+
+def shrinks(metric: str) -> bool:
+    """Whether a metric gets smaller as a model gets better, by the words of its name."""
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    return bool(words & (_SHRINKING | {"perplexity"}))
 
 
 def one_line(error: ValidationError, prefix: str = "") -> str:

@@ -16,27 +16,13 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from transformers import EvalPrediction
 
+from hfprune.config import shrinks
 from hfprune.data.reach import fetch
 from hfprune.errors import ConfigError, NotReachable
 from hfprune.registry import Registry, did_you_mean
 
 CLASSIFICATION = ("image-classification", "text-classification")
 DEFAULTS = {"image-classification": "accuracy", "text-classification": "accuracy", "causal-lm": "perplexity"}
-# Metrics of the Hub that shrink as a model gets better; everything else grows.
-SHRINKING = {
-    "mse",
-    "mae",
-    "mape",
-    "smape",
-    "mase",
-    "brier_score",
-    "wer",
-    "cer",
-    "ter",
-    "perplexity",
-    "exact_match_error",
-}
-
 metrics: Registry[type[evaluate.Metric]] = Registry("metric")
 
 
@@ -146,7 +132,7 @@ def metrics_for(names: list[str] | None, task: str) -> Metrics:
     # A script, or a metric of someone's own on the Hub, goes by its last name, under which it gives its value.
     loaded = {Path(name).stem: _load(name, task) for name in names}
     main, first = next(iter(loaded.items()))
-    grows = first.greater_is_better if isinstance(first, LocalMetric) else main not in SHRINKING
+    grows = first.greater_is_better if isinstance(first, LocalMetric) else not shrinks(main)
     if task == "causal-lm":
         return Metrics(_TokenMetrics(loaded), token_sums, main, grows)
     return Metrics(_ClassMetrics(loaded), predicted_classes, main, grows)

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hfprune.checkpoint.metadata import annotate
+from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block
 from hfprune.config import PruningConfig
 from hfprune.criteria.calibration import LossFunction
 from hfprune.errors import ConfigError
@@ -75,11 +75,12 @@ def prune(
     targets = config.targets()
     if len(targets) > 1 and hasattr(data, "__next__"):  # every step scores on the same batches
         data = list(itertools.islice(data, pruner.criterion.batches))
-    parameters = {name: weight.parameter for name, weight in pruner.weights.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     backup, lost = {}, {}
     if len(targets) > 1:
         backup = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    masks = MaskSet({})
+    block = block_of(model)
+    masks = masks_from_block(model, block) if block else MaskSet({})
     try:
         for target in targets:
             masks = pruner.select(target, masks, data=data, loss=loss)
@@ -94,5 +95,5 @@ def prune(
             for name, (places, values) in lost.items():
                 parameters[name][places] = values
         raise
-    pruned = pruner.wanted(targets[-1])
+    pruned = max(pruner.wanted(targets[-1]), pruner.gone(masks))
     return PruneReport(masks, pruned / pruner.total_units, pruner.total_units, pruned)

@@ -24,19 +24,21 @@ from hfprune.checkpoint.metadata import block_of, is_timm
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.checkpoint.verify import verify
 from hfprune.data import PreparedData, open_data, prepare
-from hfprune.errors import CheckpointError, ConfigError
+from hfprune.errors import CheckpointError, ConfigError, HfpruneError
 from hfprune.hub.card import write_card
-from hfprune.metrics import Metrics, metrics_for
+from hfprune.metrics import Metrics, metrics, metrics_for
 from hfprune.models import LoadedModel, load_model
 from hfprune.profiling import Measurement, measure
 from hfprune.pruner import Pruner
 from hfprune.recipe import Recipe, load_yaml
+from hfprune.registry import did_you_mean
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot
 from hfprune.report.tables import comparison_table, steps_table
 from hfprune.training.arguments import training_arguments
+from hfprune.training.phases import numbers
 from hfprune.training.resume import last_checkpoint
-from hfprune.training.trainer import PruningTrainer, numbers
+from hfprune.training.trainer import PruningTrainer
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_FILE = "pruning_report.json"
@@ -76,7 +78,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     """
     console = console or Console()
     folder = Path(recipe.output.folder)
-    if resume and (folder / REPORT_FILE).is_file():
+    # config.json is the last file that the end of a run moves into place.
+    if resume and all((folder / name).is_file() for name in (REPORT_FILE, RECIPE_FILE, "config.json")):
         report = _ended_run(recipe, folder)
         _show(report, console, folder, ended=True)
         return report
@@ -119,7 +122,25 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     data = prepare(raw, loaded.model, loaded.processing_class, arguments.seed)
     with _nothing_made(folder):
         trainer = _trainer(PruningTrainer, loaded, data, metrics, arguments, recipe)
+        trainer.create_optimizer()
+        trainer.optimizer = None
+        _check_watched(recipe, metrics)
     return _Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
+
+
+def _check_watched(recipe: Recipe, measured: Metrics) -> None:
+    """Refuses to watch a metric that is not among those measured, where all of these are known by name."""
+    names = recipe.data.metrics or [measured.main]
+    if not all(name in metrics for name in names):
+        return
+    watched = {
+        "pruning.recovery.monitor": recipe.pruning.recovery.monitor,
+        "training.metric_for_best_model": recipe.training.get("metric_for_best_model"),
+    }
+    for key, name in watched.items():
+        short = (name or "loss").removeprefix("eval_")
+        if short not in {*names, "loss"}:
+            raise ConfigError(f"{key}: '{short}' is not measured; {did_you_mean(short, [*names, 'loss'])}")
 
 
 @contextmanager
@@ -128,8 +149,12 @@ def _nothing_made(folder: Path) -> Iterator[None]:
     existed = folder.exists()
     try:
         yield
+    except HfpruneError:
+        raise
     except OSError as error:
-        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
+        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror or error}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError, AttributeError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())[:300]}") from error
     finally:
         if not existed:
             with suppress(OSError):
@@ -204,7 +229,8 @@ def _move_aside(folder: Path) -> Path:
     number = 1 + max((int(p.name) for p in previous.glob("*") if p.name.isdigit()), default=0)
     aside = previous / str(number)
     aside.mkdir(parents=True)
-    for path in folder.iterdir():
+    # The report goes first: what is left when this is interrupted does not look like a run that has ended.
+    for path in sorted(folder.iterdir(), key=lambda p: p.name != REPORT_FILE):
         if path.name != "previous":
             shutil.move(path, aside / path.name)
     return aside
@@ -229,7 +255,10 @@ def _train_dense(job: _Job, resume: bool) -> dict[str, float]:
     metric = numbers(trainer.evaluate())
     if PartialState().is_main_process:
         save_pretrained(job.model, folder, processing_class=job.loaded.processing_class)
-        write_text(folder / DENSE_FILE, json.dumps({"metric": metric}, indent=2) + "\n")
+        write_text(
+            folder / DENSE_FILE,
+            json.dumps({"metric": metric, "optimizer_steps": trainer.state.global_step}, indent=2) + "\n",
+        )
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
     return metric

@@ -94,8 +94,21 @@ class Pruner:
             gone = self._select_units(target, layers)
         kept = {name: mask for name, mask in masks.kept.items() if name not in gone}
         for name in list(gone):
-            kept[name] = self._expand(self.weights[name], gone.pop(name).logical_not_())
+            mask = self._expand(self.weights[name], gone.pop(name).logical_not_())
+            before = masks.gone(name)
+            kept[name] = mask if before is None else mask & ~before
         return MaskSet({name: kept[name] for name in self.weights if name in kept} | kept, self.pattern)
+
+    def gone(self, masks: MaskSet) -> int:
+        """How many units the masks hold at zero; of blocks only whole ones count."""
+        count = 0
+        for name, weight in self.weights.items():
+            gone = masks.gone(name)
+            if gone is not None and self.shape.kind == "block":
+                count += int((self._block_sums(weight, (~gone).float()) == 0).sum())
+            elif gone is not None:
+                count += min(int(gone.sum()), self.units[name])
+        return count
 
     def _count_units(self, weight: Weight) -> int:
         if self.shape.kind == "n:m":

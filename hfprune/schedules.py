@@ -7,6 +7,7 @@ cubic after "To prune, or not to prune" (Zhu & Gupta 2017, arXiv 1710.01878).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from hfprune.errors import ConfigError
@@ -113,7 +114,7 @@ def steps_for(ratio: float, largest_step: float, *, first: float = 0.0) -> int:
         raise ConfigError(f"first: {first} must lie between 0 and the ratio {ratio}, e.g. {round(0.75 * ratio, 4)}")
     if not 0 < largest_step < 1:
         raise ConfigError(f"largest_step: {largest_step} must lie between 0 and 1, e.g. 0.1")
-    steps = 1
+    steps = max(1, math.floor(math.log1p(first - ratio) / math.log1p(-largest_step)))
     while geometric_rate(ratio - first, steps) > largest_step + 1e-12:
         steps += 1
     return steps

@@ -77,7 +77,7 @@ def test_a_missing_recipe_names_the_nearest(tmp_path):
 
 def test_a_loss_that_is_not_a_number_ends_in_one_line(tmp_path):
     done = call(
-        "--recipe", str(write_recipe(tmp_path)), "--set", "training.learning_rate=1e30", "--set", "training.optim=sgd"
+        "--recipe", str(write_recipe(tmp_path)), "--set", "training.learning_rate=1e20", "--set", "training.optim=sgd"
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: training.learning_rate: the loss became")

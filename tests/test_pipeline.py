@@ -160,6 +160,22 @@ def test_resuming_an_ended_run_shows_it_again(tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_a_result_that_was_only_half_moved_into_place_is_made_again(tmp_path):
+    folder = tmp_path / "run"
+    report = run_recipe(folder)
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    again = run_recipe(folder, resume=True)
+    assert again["sparsity"] == report["sparsity"]
+    assert hfprune.verify(folder).ok
+
+
+def test_the_baselines_epochs_hold_beside_the_trainings_max_steps(tmp_path):
+    run_recipe(tmp_path, training={"max_steps": 1}, baseline={"epochs": 3}, pruning={"recovery": {"steps": 2}})
+    log = json.loads((tmp_path / "dense" / "dense.json").read_text())
+    assert log["optimizer_steps"] == 12
+
+
 def test_resuming_with_another_recipe_names_the_key(tmp_path):
     folder = tmp_path / "run"
     run_recipe(folder)
@@ -201,6 +217,13 @@ BAD = [
     ({"pruning": {"include": ["blocks.0.mpl.*"]}}, "pruning.include: 'blocks.0.mpl.\\*' matches nothing.*did you mean"),
     ({"pruning": {"min_kept": 0.6}}, "pruning.target.ratio: 0.5 can't be reached with min_kept 0.6; at most 0."),
     ({"data": {"metrics": ["acuracy"]}}, "data.metrics: .*accuracy"),
+    ({"training": {"learning_rate": -1}}, "training.learning_rate: must be at least 0, not -1"),
+    ({"training": {"seed": -5}}, "training.seed: must be at least 0, not -5"),
+    ({"training": {"per_device_train_batch_size": 0}}, "training.per_device_train_batch_size: must be at least 1"),
+    ({"training": {"optim": "sgd", "optim_args": "foo"}}, "training: "),
+    ({"training": {"report_to": "tensorboard"}}, "training: .*ensor[bB]oard"),
+    ({"training": {"metric_for_best_model": "acuracy"}}, "metric_for_best_model: 'acuracy' is not measured; did you"),
+    ({"pruning": {"recovery": {"monitor": "acuracy"}}}, "recovery.monitor: 'acuracy' is not measured; did you mean"),
     ({"pruning": {"granularity": "512:1024"}}, "no layer's input dimension holds a group of 1024"),
 ]
 

@@ -110,14 +110,14 @@ def prepare(raw: RawData, model: nn.Module, processing_class: Any, seed: int) ->
         raw: from `open_data`.
         model: says image size, channels and normalisation.
         processing_class: the tokenizer, for text; the image processor, where there is one.
-        seed: kept for what is drawn while preparing; random shifts draw from torch's generator.
+        seed: of the random shifts.
 
     Raises:
         DataError: images or texts that can't be read.
         ConfigError: a recipe that asks for what the model can't take.
     """
     if raw.task == "image-classification":
-        return PreparedData(*prepare_images(raw.train, raw.evaluation, raw.section, model, processing_class))
+        return PreparedData(*prepare_images(raw.train, raw.evaluation, raw.section, model, processing_class, seed))
     if processing_class is None:
         raise ConfigError(f"data.task: {raw.task} needs a tokenizer, and the model has none")
     if raw.task == "text-classification":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,8 @@ class ImageShape:
 class ImageRows(torch.utils.data.Dataset):
     """Images and classes as rows of `pixel_values` (channels, height, width) and `labels`.
 
-    A batch is fetched, shifted and normalised as one tensor. Shifts draw from torch's generator, so that a run with the
-    same seed sees the same images.
+    A batch is fetched, shifted and normalised as one tensor. Shifts depend on the seed, the epoch and the images of the
+    batch alone, so that a run that resumes in the middle of an epoch sees the same images.
 
     Args:
         pixels: the images at some indices as one tensor (batch, channels, height, width): bytes, or floats in [0, 1].
@@ -54,16 +55,23 @@ class ImageRows(torch.utils.data.Dataset):
         *,
         augment: bool = False,
         mirror: bool = False,
+        seed: int = 0,
     ):
         self.pixels = pixels
         self.labels = list(labels)
         self.augment = augment
         self.mirror = mirror
+        self.seed = seed
+        self.epoch = 0
         self._mean = torch.tensor(shape.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(shape.std).view(1, -1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader when an epoch begins."""
+        self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
@@ -74,7 +82,8 @@ class ImageRows(torch.utils.data.Dataset):
         indices = [index % len(self) for index in indices]
         batch = self.pixels(torch.tensor(indices))
         if self.augment:
-            batch = shift(batch, self.mirror)
+            drawn = zlib.crc32(np.array([self.seed, self.epoch, *indices], dtype=np.int64).tobytes())
+            batch = shift(batch, self.mirror, torch.Generator().manual_seed(drawn))
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
         batch = (batch - self._mean) / self._std
         return [
@@ -82,15 +91,15 @@ class ImageRows(torch.utils.data.Dataset):
         ]
 
 
-def shift(batch: Tensor, mirror: bool) -> Tensor:
+def shift(batch: Tensor, mirror: bool, generator: torch.Generator) -> Tensor:
     """Each image of a batch (batch, channels, height, width) moved at random by up to an eighth, over black."""
     count, channels, height, width = batch.shape
     down, right = max(1, round(height / 8)), max(1, round(width / 8))
     padded = nn.functional.pad(batch, (right, right, down, down))
-    rows = torch.randint(2 * down + 1, (count, 1)) + torch.arange(height)
-    columns = torch.randint(2 * right + 1, (count, 1)) + torch.arange(width)
+    rows = torch.randint(2 * down + 1, (count, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(2 * right + 1, (count, 1), generator=generator) + torch.arange(width)
     if mirror:
-        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+        columns = torch.where(torch.rand(count, 1, generator=generator) < 0.5, columns.flip(1), columns)
     places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     places = places.view(count, 1, -1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, places).view(batch.shape)
@@ -105,7 +114,7 @@ def collate_images(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def prepare_images(
-    train: Dataset, evaluation: Dataset, section: DataSection, model: nn.Module, processor: Any
+    train: Dataset, evaluation: Dataset, section: DataSection, model: nn.Module, processor: Any, seed: int
 ) -> tuple[ImageRows, ImageRows, Callable, dict[str, Any]]:
     """Training rows, evaluation rows, collator and facts.
 
@@ -118,7 +127,7 @@ def prepare_images(
     _record(shape, model, processor, section)
     mirror = section.name != "digits"
     rows = [
-        ImageRows(_pixels(part, shape, section), part["label"][:], shape, augment=augment, mirror=mirror)
+        ImageRows(_pixels(part, shape, section), part["label"][:], shape, augment=augment, mirror=mirror, seed=seed)
         for part, augment in ((train, section.augment), (evaluation, False))
     ]
     facts = {"image_size": list(shape.size), "channels": shape.channels, "mean": shape.mean, "std": shape.std}

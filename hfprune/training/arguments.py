@@ -19,7 +19,22 @@ _DEFAULTS = {
     "logging_strategy": "epoch",
     "save_total_limit": 2,
     "report_to": "none",
+    "disable_tqdm": False,
     "ddp_find_unused_parameters": False,
+}
+_LEAST = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "seed": 0,
+    "num_train_epochs": 0,
+    "max_steps": -1,
+    "warmup_steps": 0,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "dataloader_num_workers": 0,
+    "label_smoothing_factor": 0,
+    "max_grad_norm": 0,
 }
 _OWN_KEYS = {"output_dir": "output.folder", "resume_from_checkpoint": "--resume"}
 
@@ -43,6 +58,8 @@ def training_arguments(
     values |= _checked("training", training)
     if baseline is not None:
         renamed = {("num_train_epochs" if key == "epochs" else key): value for key, value in baseline.items()}
+        if "epochs" in baseline and "max_steps" not in baseline:
+            values["max_steps"] = -1
         values |= _checked("baseline", renamed)
     try:
         return TrainingArguments(output_dir=folder, **values)
@@ -60,6 +77,9 @@ def _checked(section: str, values: dict[str, Any]) -> dict[str, Any]:
         if key not in names:
             raise ConfigError(f"{section}.{key}: unknown key; {did_you_mean(key, names)}")
         checked[key] = _typed(f"{section}.{key}", value, hints[key])
+        least = _LEAST.get(key)
+        if least is not None and isinstance(checked[key], int | float) and not checked[key] >= least:
+            raise ConfigError(f"{section}.{key}: must be at least {least}, not {value!r}")
     return checked
 
 

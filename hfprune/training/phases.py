@@ -118,3 +118,12 @@ class PruningState:
                 "records": [StepRecord(**entry) for entry in values["records"]],
             }
         )
+
+
+def numbers(metrics: dict[str, Any] | None) -> dict[str, float] | None:
+    """The metrics proper, without what an evaluation says of its own speed."""
+    if metrics is None:
+        return None
+    plain = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return {name: float(v) for name, v in plain.items() if isinstance(v, int | float) and not name.endswith(timing)}

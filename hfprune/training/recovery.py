@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from hfprune.config import Recovery
+from hfprune.config import Recovery, shrinks
 from hfprune.errors import ConfigError
 from hfprune.registry import did_you_mean
-
-_SHRINKING = ("loss", "perplexity", "error", "wer", "cer", "ppl")
 
 
 class RecoveryCallback(TrainerCallback):
@@ -54,6 +53,9 @@ class RecoveryCallback(TrainerCallback):
     def observe(self, metrics: dict[str, float], model: nn.Module, step: int) -> None:
         """Takes in an evaluation of the weights at an optimizer step."""
         value = self.value_of(metrics)
+        if math.isnan(value):
+            self.waited += 1
+            return
         if self.best is None or self._better(value, self.best, 0.0):
             self.best, self.metrics, self.best_step = value, dict(metrics), step
             if self.settings.restore_best:
@@ -115,8 +117,9 @@ def monitored(
     """The metric to watch, `eval_` included, and whether it is to grow."""
     name = settings.monitor or metric_for_best_model or "loss"
     greater = settings.greater_is_better
-    if greater is None and settings.monitor in (None, metric_for_best_model) and metric_for_best_model:
-        greater = greater_is_better
     if greater is None:
-        greater = not any(part in name.lower() for part in _SHRINKING)
+        greater = not shrinks(name)
+        # TrainingArguments fill in True for every name that does not end in "loss": only False is somebody's word.
+        if name == metric_for_best_model and greater_is_better is False:
+            greater = False
     return name if name.startswith("eval_") else f"eval_{name}", greater

@@ -73,12 +73,14 @@ class ResumableTrainer(LossTrainer):
             if self.args.should_save:
                 shutil.rmtree(self._side, ignore_errors=True)
             super()._save_checkpoint(model, trial)
+            if best_step:
+                self._record_best(Path(folder), Path(self._side) / name, best_step)
             if self.args.should_save:
                 self.save_extra(Path(self._side) / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 _move_into_place(Path(self._side) / name, Path(folder) / name)
-                rotate_checkpoints(folder, self.args.save_total_limit, use_mtime=True)
+                rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             if _is_about_writing(error):
                 raise CheckpointError(_not_written(folder, name, error)) from error
@@ -90,6 +92,15 @@ class ResumableTrainer(LossTrainer):
         if self._push_later:
             self._push_later = None
             super()._push_from_checkpoint(os.path.join(folder, name))
+
+    def _record_best(self, folder: Path, side: Path, best_step: int) -> None:
+        """Says where the best checkpoint will lie, in the state and in the checkpoint being written."""
+        best = folder / f"checkpoint-{best_step}"
+        if best_step != self.state.global_step and not best.is_dir():
+            return
+        self.state.best_model_checkpoint, self.state.best_global_step = str(best), best_step
+        if self.args.should_save:
+            self.state.save_to_json(str(side / "trainer_state.json"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._side:

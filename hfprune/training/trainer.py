@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
-from hfprune.training.phases import Phase, PruningState, StepRecord, phases_of
+from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
 from hfprune.training.progress import PhaseProgress
 from hfprune.training.recovery import RecoveryCallback, monitored
 from hfprune.training.resume import ResumableTrainer, last_checkpoint
@@ -82,6 +83,11 @@ class PruningTrainer(ResumableTrainer):
         self.progress = PruningState()
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
+        if block := block_of(self.model):
+            # A pruned model stays pruned, whatever is trained.
+            self.masks = masks_from_block(self.model, block).bind(self.model)
+        # The masks come first: whoever looks at the weights after a step sees them pruned.
+        self.callback_handler.callbacks.insert(0, MaskCallback(self))
         if self.pruning is not None:
             self._prepare_pruning()
         self.add_callback(SaveAfterEpochEnd(self))
@@ -103,8 +109,6 @@ class PruningTrainer(ResumableTrainer):
         config = self.pruning
         self.pruner = Pruner(self.model, config, seed=self.args.seed)
         self.phases = phases_of(config)
-        if block := block_of(self.model):
-            self.masks = masks_from_block(self.model, block).bind(self.model)
         self._check_lengths()
         if config.recovery.patience is not None and self.eval_dataset is None:
             raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
@@ -116,8 +120,6 @@ class PruningTrainer(ResumableTrainer):
             monitor, greater = monitored(config.recovery, self.args.metric_for_best_model, self.args.greater_is_better)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
             self.add_callback(self.recovery)
-        # The masks come first: whoever looks at the weights after a step sees them pruned.
-        self.callback_handler.callbacks.insert(0, MaskCallback(self))
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
         if "movement" in self.pruner.criterion.statistics:
@@ -157,6 +159,7 @@ class PruningTrainer(ResumableTrainer):
             Trainer's output over all phases: the optimizer steps, the mean loss, and the last phase's metrics.
         """
         if self.pruning is None:
+            self._forget_preparation()
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         folder = self._find_checkpoint(resume_from_checkpoint)
         self._begin(folder)
@@ -168,6 +171,10 @@ class PruningTrainer(ResumableTrainer):
                 break
             self.progress.phase += 1
             self.progress.done = False
+        last = self.phases[-1]
+        if self.progress.reached < len(last.gradual):
+            short = f"{self.achieved:.1%} pruned, before the schedule reached {last.target:.1%}"
+            warnings.warn(f"training ended at {short}", stacklevel=2)
         metrics = dict(outputs[-1].metrics) if outputs else {}
         losses = [output.training_loss for output in outputs]
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, metrics)
@@ -284,7 +291,7 @@ class PruningTrainer(ResumableTrainer):
 
     def _fraction_gone(self, target: float | None = None) -> float:
         target = self.phases[self.progress.phase].target if target is None else target
-        return self.pruner.wanted(target) / self.pruner.total_units
+        return max(self.pruner.wanted(target), self.pruner.gone(self.masks)) / self.pruner.total_units
 
     def _calibration_batches(self) -> Any:
         """A few training batches for the criterion, drawn by the seed apart from training's own order."""
@@ -325,6 +332,11 @@ class PruningTrainer(ResumableTrainer):
             for name, value in before.items():
                 setattr(self.args, name, value)
 
+    def _forget_preparation(self) -> None:
+        """An evaluation before training marks the model as prepared, and accelerate would then wrap nothing more: no
+        mixed precision, no compilation, no DDP."""
+        vars(self.model).pop("_is_accelerate_prepared", None)
+
     def _phase_trains(self, phase: Phase) -> bool:
         return self.train_dataset is not None and (
             self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
@@ -333,6 +345,7 @@ class PruningTrainer(ResumableTrainer):
     def _reset_for_phase(self) -> None:
         """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self._forget_preparation()
         self.model_wrapped = self.model
         if self._own_optimizer is not None:
             self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -384,12 +397,3 @@ class PruningTrainer(ResumableTrainer):
             if not self.progress.done:
                 self.progress.record.seconds = time.perf_counter() - self._began
             save_state(self, folder)
-
-
-def numbers(metrics: dict[str, Any] | None) -> dict[str, float] | None:
-    """The metrics proper, without what an evaluation says of its own speed."""
-    if metrics is None:
-        return None
-    plain = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    return {name: float(v) for name, v in plain.items() if isinstance(v, int | float) and not name.endswith(timing)}

@@ -77,29 +77,33 @@ def test_an_own_module_is_given_what_its_first_convolution_takes():
     assert colour.example(1)["pixel_values"].shape == (1, 3, 8, 8)
 
 
-def test_random_shifts_follow_torchs_seed_and_spare_the_evaluation():
-    data = prepare(digits(), tiny_vit(), None, 0)
+def test_random_shifts_follow_seed_and_epoch_and_spare_the_evaluation():
+    first, second = (prepare(digits(), tiny_vit(), None, seed) for seed in (0, 1))
 
-    def drawn(rows, seed):
-        torch.manual_seed(seed)
-        return torch.stack([row["pixel_values"] for row in rows.__getitems__(list(range(32)))])
+    def drawn(rows, epoch):
+        rows.set_epoch(epoch)
+        state = torch.get_rng_state()
+        batch = torch.stack([row["pixel_values"] for row in rows.__getitems__(list(range(32)))])
+        assert torch.equal(torch.get_rng_state(), state)
+        return batch
 
-    assert torch.equal(drawn(data.train, 0), drawn(data.train, 0))
-    assert not torch.equal(drawn(data.train, 0), drawn(data.train, 1))
-    assert torch.equal(drawn(data.evaluation, 0), drawn(data.evaluation, 1))
+    assert torch.equal(drawn(first.train, 0), drawn(first.train, 0))
+    assert not torch.equal(drawn(first.train, 0), drawn(first.train, 1))
+    assert not torch.equal(drawn(first.train, 0), drawn(second.train, 0))
+    assert torch.equal(drawn(first.evaluation, 0), drawn(second.evaluation, 1))
 
 
 def test_a_shift_moves_whole_images_over_black():
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     batch = torch.zeros(64, 2, 8, 8)
     batch[:, 0, 4, 2] = 1
     batch[:, 1, 4, 2] = 2
-    moved = images.shift(batch, mirror=False)
+    moved = images.shift(batch, mirror=False, generator=generator)
     places = moved[:, 0].flatten(1).argmax(1)
     assert torch.equal(moved[:, 1], 2 * moved[:, 0])
     assert moved.sum() == batch.sum()
     assert {(int(p) // 8, int(p) % 8) for p in places} == {(y, x) for y in (3, 4, 5) for x in (1, 2, 3)}
-    mirrored = images.shift(batch, mirror=True)[:, 0].flatten(1).argmax(1) % 8
+    mirrored = images.shift(batch, mirror=True, generator=generator)[:, 0].flatten(1).argmax(1) % 8
     assert {int(x) for x in mirrored} == {1, 2, 3, 4, 5, 6}
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import CheckpointError
 from hfprune.training.resume import last_checkpoint
-from tests.training.setup import PlainNet, make_trainer
+from tests.training.setup import Digits, PlainNet, make_trainer
 
 RUNS = {
     "phases": {"schedule": {"kind": "hybrid", "steps": 1}, "recovery": {"epochs": 2, "patience": 1}},
@@ -85,6 +85,28 @@ def test_a_plain_module_resumes(tmp_path):
     resumed = trainer(tmp_path / "stopped")
     resumed.train(resume_from_checkpoint=True)
     assert_same(outcome(resumed), outcome(whole))
+
+
+def test_augmented_images_resume_in_the_middle_of_an_epoch(tmp_path):
+    from hfprune.data.images import ImageRows, ImageShape, collate_images
+
+    digits = Digits(0, 128)
+
+    def trainer(folder, **more):
+        shape = ImageShape(size=(8, 8), channels=1, mean=[0.0], std=[1.0])
+        rows = ImageRows(lambda i: digits.images[i], digits.labels.tolist(), shape, augment=True)
+        made = make_trainer(folder, train_dataset=rows, save_strategy="steps", save_steps=3, **more)
+        made.data_collator = collate_images
+        return made
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    for step in (4, 11):
+        with pytest.raises(KeyboardInterrupt):
+            trainer(tmp_path / str(step), callbacks=[StopAt(step)]).train()
+        resumed = trainer(tmp_path / str(step))
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(outcome(resumed), outcome(whole))
 
 
 def test_an_ended_run_resumes_to_its_end_without_training(tmp_path):

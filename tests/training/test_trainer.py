@@ -273,6 +273,96 @@ def test_mixed_precision_trains_and_keeps_zeros(tmp_path):
     assert next(trainer.model.parameters()).dtype == torch.float32
 
 
+def test_mixed_precision_holds_in_phases_that_an_evaluation_came_before(tmp_path):
+    dtypes = set()
+    trainer = make_trainer(tmp_path, bf16=True)
+
+    def look(module, inputs, output):
+        if module.training:
+            dtypes.add(output.dtype)
+
+    trainer.model.classifier.register_forward_hook(look)
+    trainer.train()
+    assert dtypes == {torch.bfloat16}
+
+
+def test_a_pruned_model_stays_pruned_without_a_pruning_configuration(tmp_path):
+    model = tiny_vit()
+    masks = hfprune.prune(model, hfprune.PruningConfig(target=0.6)).masks
+    trainer = PruningTrainer(
+        model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, max_steps=3, report_to="none"),
+        train_dataset=Digits(0, 32),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.masks.digest() == masks.digest()
+    assert zeros_held(trainer)
+
+
+def test_a_model_pruned_further_than_the_target_is_reported_as_it_is(tmp_path):
+    model = tiny_vit()
+    before = hfprune.prune(model, hfprune.PruningConfig(target=0.8)).masks
+    trainer = make_trainer(tmp_path, model, pruning={"target": 0.5, "recovery": {"steps": 2}})
+    trainer.train()
+    assert trainer.masks.digest() == before.digest()
+    assert trainer.steps[-1].achieved == pytest.approx(0.8, abs=1e-4)
+
+
+def test_zeros_from_before_stay_zero_under_another_pattern(tmp_path):
+    model = tiny_vit()
+    before = hfprune.prune(model, hfprune.PruningConfig(target=0.8)).masks
+    trainer = make_trainer(tmp_path, model, pruning={"target": None, "granularity": "2:4", "schedule": "one_shot"})
+    trainer.train()
+    assert all(bool((trainer.masks.kept[name] <= kept).all()) for name, kept in before.kept.items())
+
+
+def test_the_best_checkpoint_is_loaded_and_kept_as_in_trainer(tmp_path):
+    trainer = PruningTrainer(
+        model=tiny_vit(),
+        args=TrainingArguments(
+            str(tmp_path), use_cpu=True, num_train_epochs=4, learning_rate=0.3, optim="sgd", eval_strategy="epoch",
+            save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, report_to="none",
+        ),
+        train_dataset=Digits(0, 64),
+        eval_dataset=Digits(1000, 1064),
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / f"checkpoint-{8 * (1 + losses.index(min(losses)))}")
+
+
+@pytest.mark.parametrize(
+    ("name", "grows"),
+    [("perplexity", False), ("wer", False), ("rmse", False), ("brier_score", False), ("eval_loss", False)]
+    + [("answer_f1", True), ("certainty", True), ("accuracy", True)],
+)
+def test_the_direction_of_a_metric(tmp_path, name, grows):
+    by_argument = make_trainer(tmp_path, metric_for_best_model=name)
+    by_monitor = make_trainer(tmp_path, pruning={"recovery": {"epochs": 1, "monitor": name}})
+    assert by_argument.recovery.greater_is_better is by_monitor.recovery.greater_is_better is grows
+
+
+def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
+    trainer = make_trainer(
+        tmp_path, pruning={"schedule": "one_shot", "recovery": {"epochs": 2, "patience": 3, "monitor": "accuracy"}}
+    )
+    Scripted([float("nan"), 0.2, 0.1]).attach(trainer)
+    trainer.train()
+    assert trainer.steps[0].metric["accuracy"] == 0.2
+
+
+def test_a_gradual_schedule_that_ends_early_says_so(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step >= 4
+
+    schedule = {"kind": "cubic", "steps": 3, "every": 3}
+    trainer = make_trainer(tmp_path, pruning={"schedule": schedule, "recovery": {"epochs": 4}}, callbacks=[Stop()])
+    with pytest.warns(UserWarning, match="before the schedule reached 80.0%"):
+        trainer.train()
+
+
 def test_a_plain_module_trains_and_loads_again(tmp_path):
     torch.manual_seed(0)
     trainer = make_trainer(tmp_path / "run", PlainNet(), pruning={"criterion": "taylor", "recovery": {"epochs": 6}})
