@@ -46,6 +46,7 @@ def prune(
             console.print(pipeline.plan_table(pipeline.prepare_run(loaded, console)))
         else:
             pipeline.run(loaded, resume=resume, console=console)
+        _part_in_order()
 
 
 @app.command()
@@ -92,6 +93,13 @@ def _terminated(*_: Any) -> None:
 
 def _leave(code: int) -> None:
     raise typer.Exit(code)
+
+
+def _part_in_order() -> None:
+    """Ends the group of processes, where there is one: left to the interpreter's exit it may abort."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def _quiet_libraries() -> None:

@@ -33,6 +33,9 @@ if dist.is_initialized():
     dist.all_gather_object(digests, trainer.masks.digest())
     assert len(set(digests)) == 1
 trainer.save_model(str(folder / "saved"))
+trainer.accelerator.wait_for_everyone()
+if dist.is_initialized():
+    dist.destroy_process_group()
 """
 
 
