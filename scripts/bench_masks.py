@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -143,7 +144,7 @@ def _timed_steps(steps: int) -> tuple[list[float], list[float]]:
             trainer.masks = held[0]
 
     arguments = TrainingArguments(
-        "unused", per_device_train_batch_size=8, max_steps=2 * steps, use_cpu=not torch.cuda.is_available(),
+        tempfile.mkdtemp(), per_device_train_batch_size=8, max_steps=2 * steps, use_cpu=not torch.cuda.is_available(),
         save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
     trainer = PruningTrainer(

@@ -12,6 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from pydantic import ValidationError
 
+from hfprune.checkpoint.files import write_text
 from hfprune.config import Granularity, PruningConfig, Recovery, one_line, parse_granularity
 from hfprune.errors import ConfigError
 from hfprune.report.tables import (
@@ -108,15 +109,8 @@ def write_card(folder: str | os.PathLike, report: Mapping[str, Any], **parts: An
     parts.setdefault("name", folder.resolve().name)
     parts.setdefault("pictures", [picture for picture in PICTURES if (folder / picture).is_file()])
     text = render_card(report, **parts)
-    path, temporary = folder / "README.md", folder / ".README.md.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = folder / "README.md"
+    write_text(path, text)
     return path
 
 
