@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 __version__ = "0.1.0"
@@ -13,6 +15,7 @@ _PUBLIC = {
     "Recipe": "hfprune.recipe",
     "HfpruneError": "hfprune.errors",
     "prune": "hfprune.oneshot",
+    "inspect": "hfprune.inspection",
     "measure": "hfprune.profiling",
     "register_criterion": "hfprune.criteria",
     "save_pretrained": "hfprune.checkpoint",
@@ -23,6 +26,39 @@ _PUBLIC = {
 _MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline")
 
 __all__ = [*_PUBLIC, "schedules"]
+
+
+_REGISTRY = "transformers.quantizers.auto"
+
+
+class _WhenTransformersLoads:
+    """Waits for transformers' registry of loaders and adds ours, so that importing hfprune imports neither."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _REGISTRY:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: Any) -> None:
+                run(module)
+                del spec.loader.exec_module
+                importlib.import_module("hfprune.loader")
+
+            spec.loader.exec_module = run_and_register
+        return spec
+
+
+def _register() -> None:
+    if hasattr(sys.modules.get(_REGISTRY), "register_quantizer"):
+        importlib.import_module("hfprune.loader")
+    else:
+        sys.meta_path.insert(0, _WhenTransformersLoads)
+
+
+_register()
 
 
 def __getattr__(name: str) -> Any:

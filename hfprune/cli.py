@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hfprune.errors import HfpruneError
+from hfprune.errors import CheckpointError, ConfigError, HfpruneError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune models with one recipe and one command.")
 
@@ -40,13 +41,70 @@ def prune(
         loaded = Recipe.from_yaml(recipe, overrides)
         _quiet_libraries()
         from hfprune import pipeline
+        from hfprune.preview import preview
 
         console = Console(width=None if sys.stdout.isatty() else 100)
         if dry_run:
-            console.print(pipeline.plan_table(pipeline.prepare_run(loaded, console)))
+            job = pipeline.prepare_run(loaded, console)
+            if job.trainer.is_world_process_zero():
+                console.print(preview(job.trainer))
         else:
             pipeline.run(loaded, resume=resume, console=console)
         _part_in_order()
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="As model.name in a recipe: timm/..., a Hub id, a folder, module:function.")
+    ],
+    overrides: _SetOption = None,
+    granularity: Annotated[
+        list[str] | None, typer.Option("--granularity", help="Only these kinds of groups; may be repeated.")
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option("--input-shape", metavar="3,32,32", help="One example's shape, for a module of your own."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")] = None,
+) -> None:
+    """Show what can be removed from a model, what it carries, and what is protected and why."""
+    with _one_line_errors():
+        from hfprune.recipe import ModelSection
+
+        section = ModelSection.named(model, overrides)
+        _quiet_libraries()
+        from hfprune.inspection import inspect as look
+        from hfprune.models import load_to_inspect
+
+        found = look(load_to_inspect(section), _example(input_shape), granularity)
+        Console(width=None if sys.stdout.isatty() else 120).print(found.table(), highlight=False)
+        if json_file is not None:
+            _write(json_file, json.dumps(found.to_dict(), indent=2) + "\n")
+
+
+def _example(shape: str | None) -> Any:
+    """A batch of one example of a shape such as `3,32,32`; None where none was said."""
+    if shape is None:
+        return None
+    import torch
+
+    try:
+        sizes = [int(part) for part in shape.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"--input-shape: '{shape}' is no shape; give sizes with commas, e.g. 3,32,32")
+    return torch.randn(1, *sizes, generator=torch.Generator().manual_seed(0))
+
+
+def _write(path: Path, text: str) -> None:
+    from hfprune.checkpoint.files import write_text
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise CheckpointError(f"--json: can't write to '{path}': {error.strerror}") from error
 
 
 @app.command()
@@ -61,8 +119,9 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")])
             typer.echo(f"{folder}: no sparsity is recorded")
         else:
             share = found.zeros / found.numel
+            more = f"; {found.more_zeros:,} more than recorded" if found.more_zeros else ""
             typer.echo(
-                f"{folder}: {found.tensors} tensors match their records, {share:.2%} of {found.numel:,} are zero"
+                f"{folder}: {found.tensors} tensors match their records, {share:.2%} of {found.numel:,} are zero{more}"
             )
 
 

@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
 from hfprune import schedules
 from hfprune.errors import ConfigError
+from hfprune.granularity import STRUCTURAL, parse_granularity
 from hfprune.registry import did_you_mean
-
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Patterns = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-class StrictModel(BaseModel):
-    """A section in which an unknown key is an error that names the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                hint = did_you_mean(key, cls.model_fields)
-                raise PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint})
-        return values
-
-
-class Granularity(NamedTuple):
-    """A granularity taken apart: `kind` is `weight`, `n:m` or `block`; the other fields belong to the last two."""
-
-    kind: str
-    kept: int = 0
-    group: int = 0
-    rows: int = 0
-    cols: int = 0
-
-
-def parse_granularity(text: str) -> Granularity:
-    """`weight`, `2:4` (2 kept of every 4 along the input dimension) or `block:4x4` (rows x columns).
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    if text == "weight":
-        return Granularity("weight")
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
-        kept, group = int(match[1]), int(match[2])
-        if 0 < kept < group:
-            return Granularity("n:m", kept=kept, group=group)
-        raise ConfigError(f"'{text}' must keep fewer than it groups, and at least one, e.g. 2:4")
-    if match := re.fullmatch(r"block:(\d+)x(\d+)", text):
-        rows, cols = int(match[1]), int(match[2])
-        if rows and cols:
-            return Granularity("block", rows=rows, cols=cols)
-    raise ConfigError(f"unknown granularity '{text}'; known: weight, N:M (e.g. 2:4), block:ROWSxCOLS (e.g. block:4x4)")
-
-
-class Target(StrictModel):
-    """How much goes. `ratio`: the fraction of the prunable units; exactly `round(ratio * units)` of them go."""
-
-    ratio: Ratio
+from hfprune.strict import Patterns, Ratio, StrictModel
+from hfprune.target import Target
 
 
 class Schedule(StrictModel):
@@ -165,29 +107,41 @@ class PruningConfig(StrictModel):
 
     Attributes:
         criterion: the name of a registered criterion, or a map of `name` and its parameters.
-        granularity: `weight`, `N:M` (N kept of every M along the input dimension) or `block:ROWSxCOLS`.
-        scope: `global` ranks all layers together, `layer` prunes every layer by the same ratio.
+        granularity: `weight`, `N:M` (N kept of every M along the input dimension) or `block:ROWSxCOLS` hold weights at
+            zero. `channel` (any coupled group), `head`, `neuron`, `width` and `layer`, or a list of them, are removed
+            physically.
+        scope: `global` ranks all layers together, `layer` prunes every layer by the same ratio, `isomorphic`
+            (structural only) ranks groups of the same shape together.
         target: how much goes; a bare number is a ratio. May be left out for N:M, which says it itself.
         schedule: in how many steps; a bare name is its kind.
         recovery: the fine-tuning after each step.
         include: glob patterns over module and parameter names; by default every linear and convolution weight.
             A bias, norm or embedding is pruned only where a pattern's last part names it (`*.bias`, `*.norm1`).
         ignore: glob patterns of what is left alone.
-        per_layer: pattern to ratio, for layers with a ratio of their own.
-        min_kept: the fewest units that every layer keeps: a number of units, or a fraction of the layer's.
+        per_layer: pattern to ratio, for layers with a ratio of their own; for structural granularities also a list with
+            a ratio for every group, in the order of `hfprune inspect`.
+        min_kept: the fewest units that every layer keeps: a number of units, or a fraction of the layer's. Structural
+            removal keeps at least one.
+        round_to: structural: the channels that stay in a layer are a multiple of this, where it is large enough.
+        reduction: structural: how a unit's scores in the tensors of its group become one: `mean`, `sum` or `max`.
+        normalize: structural: what the scores of a group are divided by, so that groups can be ranked together: their
+            `mean`, their `max`, or `none`.
         seed: of random scores and of drawn batches; by default the training's seed.
     """
 
     criterion: str | dict[str, Any] = "l1"
-    granularity: str = "weight"
-    scope: Literal["global", "layer"] = "global"
+    granularity: str | list[str] = "weight"
+    scope: Literal["global", "layer", "isomorphic"] = "global"
     target: Target | None = None
     schedule: Schedule = Field(default_factory=Schedule)
     recovery: Recovery = Field(default_factory=Recovery)
     include: Patterns | None = None
     ignore: Patterns = Field(default_factory=list)
-    per_layer: dict[str, Ratio] = Field(default_factory=dict)
+    per_layer: dict[str, Ratio] | list[Ratio] = Field(default_factory=dict)
     min_kept: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] = 0
+    round_to: Annotated[int, Field(ge=1)] = 8
+    reduction: Literal["mean", "sum", "max"] = "mean"
+    normalize: Literal["mean", "max", "none"] = "mean"
     seed: int | None = None
 
     @field_validator("target", mode="before")
@@ -209,13 +163,38 @@ class PruningConfig(StrictModel):
 
     @field_validator("granularity")
     @classmethod
-    def _known(cls, value: str) -> str:
-        parse_granularity(value)
+    def _known(cls, value: str | list[str]) -> str | list[str]:
+        for name in [value] if isinstance(value, str) else value:
+            if parse_granularity(name).kind not in STRUCTURAL and not isinstance(value, str):
+                raise ValueError(f"'{name}' can't stand in a list; only {', '.join(STRUCTURAL)} can be mixed")
+        if not value:
+            raise ValueError("an empty list says nothing; give at least one")
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> PruningConfig:
+        if not self.is_structural:
+            self._check_masks()
+        elif self.target is None:
+            raise ValueError("target: missing, e.g. {macs: 0.5}")
+        try:
+            if self.target is None or self.target.fraction is not None:
+                self.targets()
+        except ConfigError as error:
+            raise ValueError(f"schedule.{error}") from error
+        if self.is_structural and self.schedule.every is not None:
+            raise ValueError("schedule.every: units are removed between phases, not inside one; leave it out")
+        return self
+
+    def _check_masks(self) -> None:
         shape = parse_granularity(self.granularity)
+        if self.target is not None and self.target.kind != "ratio":
+            raise ValueError(f"target.{self.target.kind}: zeros cost as much as other numbers; give a ratio, or a "
+                             f"structural granularity such as channel")  # fmt: skip
+        if self.scope == "isomorphic":
+            raise ValueError("scope: isomorphic is for structural granularities; use global or layer")
+        if isinstance(self.per_layer, list):
+            raise ValueError("per_layer: a list is for structural granularities; give a map of patterns")
         if shape.kind == "n:m":
             implied = 1 - shape.kept / shape.group
             if self.target is not None and abs(self.target.ratio - implied) > 1e-9:
@@ -226,17 +205,29 @@ class PruningConfig(StrictModel):
                 raise ValueError(f"min_kept: {self.granularity} fixes what every layer keeps; use ignore instead")
         elif self.target is None:
             raise ValueError("target: missing, e.g. {ratio: 0.8}")
-        try:
-            self.targets()
-        except ConfigError as error:
-            raise ValueError(f"schedule.{error}") from error
-        return self
+
+    @property
+    def granularities(self) -> list[str]:
+        """The granularities, one or several."""
+        return [self.granularity] if isinstance(self.granularity, str) else self.granularity
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether units are physically removed."""
+        return parse_granularity(self.granularities[0]).kind in STRUCTURAL
 
     @property
     def ratio(self) -> float:
-        """The final fraction of units that goes."""
-        shape = parse_granularity(self.granularity)
-        return 1 - shape.kept / shape.group if shape.kind == "n:m" else self.target.ratio
+        """The final fraction that goes, of what the target measures.
+
+        Raises:
+            ConfigError: the target is an absolute number, which only the model can tell.
+        """
+        if not self.is_structural and (shape := parse_granularity(self.granularity)).kind == "n:m":
+            return 1 - shape.kept / shape.group
+        if self.target.fraction is None:
+            raise ConfigError(f"target.{self.target.kind}: an absolute number is a fraction of a model alone")
+        return self.target.fraction
 
     @property
     def criterion_name(self) -> str:
@@ -260,25 +251,3 @@ def shrinks(metric: str) -> bool:
     """Whether a metric gets smaller as a model gets better, by the words of its name."""
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
     return bool(words & (_SHRINKING | {"perplexity"}))
-
-
-def one_line(error: ValidationError, prefix: str = "") -> str:
-    """A pydantic error as one line: the key, what is wrong, the value given and, for a typo, the nearest valid key."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
-    key = ".".join(part for part in (prefix, path) if part)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "unknown_key":
-        key = f"{key}.{first['ctx']['key']}" if key else first["ctx"]["key"]
-        return f"{key}: unknown key; {first['ctx']['hint']}"
-    if first["type"] == "value_error":
-        inner = re.match(r"([a-z_]+(?:\.[a-z_]+)*): (.*)", message)
-        if inner:
-            return f"{key}.{inner[1]}: {inner[2]}" if key else f"{inner[1]}: {inner[2]}"
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
-
-
-def _is_union_tag(part: Any) -> bool:
-    """Whether a part of pydantic's error location names a member of a union rather than a key."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float") or part.startswith("constrained-"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +29,8 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from hfprune.checkpoint.load import from_pretrained
+from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.timm import wrap_timm
 from hfprune.data.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.errors import ModelError
@@ -84,6 +87,44 @@ def load_model(section: ModelSection, task: str, labels: list[str] | None) -> Lo
         loaded = _from_hub(section, task, labels, name)
     loaded.model.eval()
     return loaded
+
+
+def load_to_inspect(section: ModelSection) -> nn.Module:
+    """The model that a name stands for, whatever its task, with weights only where its structure needs them.
+
+    Raises:
+        ModelError: one line, as for `load_model`.
+        NotReachable: its config lies on the Hub, and the Hub can't be reached.
+    """
+    name = section.name
+    local = Path(name).expanduser()
+    if not local.is_dir() and (name.startswith("timm/") or ":" in name or looks_like_path(name)):
+        section = (
+            section if "pretrained" in section.model_fields_set else section.model_copy(update={"pretrained": False})
+        )
+        return load_model(section, "image-classification", None).model
+    folder = local if local.is_dir() else fetch("model.name", name, revision=section.revision, patterns=["*.json"])
+    block = read_block(folder)
+    if block is not None and block.get("plan") is not None:
+        if not local.is_dir():
+            folder = fetch("model.name", name, revision=section.revision, patterns=["*.json", "*.safetensors"])
+        return from_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "architecture" in values:
+        here = section.model_copy(update={"name": str(folder), "pretrained": False})
+        return load_model(here, "image-classification", None).model
+    kind = getattr(transformers, (values.get("architectures") or [""])[0], None)
+    if kind is None:
+        raise ModelError(f"model.name: '{name}' names no class of transformers; give `package.module:function` instead")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        for key, value in section.args.items():
+            if not hasattr(config, key):
+                raise ModelError(f"model.args.{key}: no such value in the config; {_nearest(key, config.to_dict())}")
+            setattr(config, key, value)
+        return kind(config).eval()
+    except (OSError, *BUILD_ERRORS) as error:
+        raise ModelError(_build_error(error, section)) from error
 
 
 def _from_timm(section: ModelSection, task: str, labels: list[str] | None) -> LoadedModel:

@@ -10,12 +10,14 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block
+from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block, plan_of
 from hfprune.config import PruningConfig
-from hfprune.criteria.calibration import LossFunction
+from hfprune.criteria.calibration import LossFunction, example_inputs_of
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
+from hfprune.structure.pruner import StructuredPruner
+from hfprune.structure.record import followed_by
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class PruneReport:
 
     Attributes:
         masks: what is held at zero; `masks.enforce()` after an optimizer step keeps it so.
-        achieved: the fraction of units that is gone.
+        achieved: the fraction that is gone, of what the target measures.
         units: how many units there were, and `pruned` how many are gone.
         plan: the record of physical removals; empty for masks.
+        groups: for removals: group name to its units before and after.
+        note: where the target was not met within 2 %: what stood in the way; and what could not be cut, and why.
     """
 
     masks: MaskSet
@@ -34,11 +38,19 @@ class PruneReport:
     units: int
     pruned: int
     plan: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, tuple[int, int]] = field(default_factory=dict)
+    note: str = ""
 
     def table(self) -> Table:
-        """One row a layer: elements, zeros and their fraction; printable by rich."""
-        title = f"{self.pruned:,} of {self.units:,} units pruned ({self.achieved:.2%})"
+        """One row a layer or group; printable by rich."""
+        title = f"{self.pruned:,} of {self.units:,} units pruned ({self.pruned / max(1, self.units):.2%})"
         table = Table(title=title, title_justify="left")
+        if self.groups:
+            for column, side in (("group", "left"), ("units", "right"), ("kept", "right"), ("gone", "right")):
+                table.add_column(column, justify=side)
+            for name, (before, after) in self.groups.items():
+                table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
+            return table
         for column, side in (("layer", "left"), ("elements", "right"), ("zeros", "right"), ("sparsity", "right")):
             table.add_column(column, justify=side)
         for name, layer in self.masks.sparsity().items():
@@ -47,7 +59,12 @@ class PruneReport:
 
 
 def prune(
-    model: nn.Module, config: PruningConfig, data: Any = None, *, loss: LossFunction | None = None
+    model: nn.Module,
+    config: PruningConfig,
+    data: Any = None,
+    *,
+    loss: LossFunction | None = None,
+    example_inputs: Any = None,
 ) -> PruneReport:
     """Prunes a model in place, without training. If it raises, the model is unchanged.
 
@@ -61,14 +78,51 @@ def prune(
         data: for criteria that need it: a batch (a tensor, a pair `(inputs, labels)`, a dict that goes to the model
             whole) or an iterable of batches.
         loss: from the model and a batch to a scalar; by default the model's own loss, or cross entropy with the labels.
+        example_inputs: for structural granularities: a tensor, a tuple or a dict of keyword arguments that the model
+            takes. May be left out for transformers and timm models, and where `data` is a batch.
 
     Returns:
-        The report, with the masks.
+        The report, with the masks or the plan.
 
     Raises:
         ConfigError: the configuration does not fit the model, or the criterion lacks data.
-        ModelError: the model can't take a batch, or a score is not a number.
+        ModelError: the model can't take a batch, a score is not a number, its structure can't be analysed, or a removal
+            does not prove equal.
     """
+    if config.is_structural:
+        return _remove(model, config, data, loss, example_inputs)
+    return _mask(model, config, data, loss)
+
+
+def _remove(
+    model: nn.Module, config: PruningConfig, data: Any, loss: LossFunction | None, example_inputs: Any
+) -> PruneReport:
+    if example_inputs is None:
+        example_inputs = example_inputs_of(data)
+    pruner = StructuredPruner(model, config, example_inputs)
+    targets = pruner.targets()
+    if hasattr(data, "__next__"):  # every step scores on the same batches
+        data = list(itertools.islice(data, pruner.criterion.batches))
+    block, before = block_of(model), plan_of(model)
+    masks = masks_from_block(model, block) if block else MaskSet({})
+    try:
+        for target in targets:
+            choice = pruner.step(target, data=data, loss=loss)
+        masks = MaskSet.from_zeros(model, list(masks), masks.pattern) if len(masks) else masks
+        plan = pruner.plan if before is None else followed_by(before, pruner.plan)
+        annotate(model, config, masks, achieved=choice.reached, plan=plan)
+    except BaseException:
+        pruner.undo()
+        raise
+    gone = pruner.gone_units()
+    notes = [choice.note] if choice.note else []
+    notes += [f"some groups stay whole: {reason}" for reason in pruner.uncut()[:3]]
+    return PruneReport(
+        masks, choice.reached, pruner.total_units, gone, plan.to_dict(), pruner.group_sizes(), "\n".join(notes)
+    )
+
+
+def _mask(model: nn.Module, config: PruningConfig, data: Any, loss: LossFunction | None) -> PruneReport:
     pruner = Pruner(model, config)
     if config.schedule.every is not None:
         raise ConfigError("pruning.schedule.every: pruning inside a training run needs PruningTrainer")

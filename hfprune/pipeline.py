@@ -6,8 +6,6 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,28 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import block_of, is_timm
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.checkpoint.verify import verify
+from hfprune.config import PruningConfig
 from hfprune.data import PreparedData, open_data, prepare
-from hfprune.errors import CheckpointError, ConfigError, HfpruneError
+from hfprune.errors import CheckpointError, ConfigError
 from hfprune.hub.card import write_card
-from hfprune.metrics import Metrics, metrics, metrics_for
+from hfprune.metrics import Metrics, metrics_for
 from hfprune.models import LoadedModel, load_model
-from hfprune.profiling import Measurement, measure
-from hfprune.pruner import Pruner
+from hfprune.profiling import Measurement, example_batch, measure
 from hfprune.recipe import Recipe, load_yaml
-from hfprune.registry import did_you_mean
 from hfprune.report.environment import environment
-from hfprune.report.plots import sparsity_plot, trajectory_plot
-from hfprune.report.tables import comparison_table, steps_table
-from hfprune.training.arguments import training_arguments
+from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
+from hfprune.report.tables import comparison_table, removed_table, steps_table
+from hfprune.structure.graph import main_outputs
+from hfprune.training.arguments import recipe_keys, training_arguments
 from hfprune.training.phases import numbers
+from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 
@@ -60,6 +59,11 @@ class _Job:
     trainer: PruningTrainer
     console: Console
 
+    def example(self) -> Any:
+        """One row of the evaluation data as the model takes it."""
+        inputs = self.data.example(1)
+        return tuple(inputs.values()) if self.trainer.plain_module else inputs
+
 
 def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Trains the baseline, prunes, recovers, measures, and writes the folder that `output.folder` names.
@@ -81,7 +85,9 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     # config.json is the last file that the end of a run moves into place.
     if resume and all((folder / name).is_file() for name in (REPORT_FILE, RECIPE_FILE, "config.json")):
         report = _ended_run(recipe, folder)
-        _show(report, console, folder, ended=True)
+        # The arguments say on what to run, and with that which of several processes this one is.
+        if training_arguments(recipe.output.folder, recipe.training).process_index == 0:
+            _show(report, console, folder, ended=True)
         return report
     job = prepare_run(recipe, console)
     with PartialState().main_process_first():
@@ -98,7 +104,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     if PartialState().is_main_process:
         # One process measures while the others rest.
         report = _report(job, dense, dense_metric, pruned_metric, time.perf_counter() - began)
-        _write(job, report)
+        _write(job, report, dense)
         _show(report, console, folder)
     PartialState().wait_for_everyone()
     return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
@@ -109,62 +115,46 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     folder = Path(recipe.output.folder)
     if folder.is_file():
         raise ConfigError(f"output.folder: '{folder}' is a file; name a folder")
-    arguments = training_arguments(recipe.output.folder, recipe.training)
-    if recipe.baseline is not None:
-        training_arguments(recipe.output.folder, recipe.training, recipe.baseline)
     metrics = metrics_for(recipe.data.metrics, recipe.data.task)
-    if arguments.metric_for_best_model is None:
-        arguments.metric_for_best_model = metrics.main
-        arguments.greater_is_better = metrics.greater_is_better
+    arguments = _arguments(recipe, metrics)
+    if recipe.baseline is not None:
+        _dense_arguments(recipe, metrics)
     raw = open_data(recipe.data, arguments.seed)
     set_seed(arguments.seed)
     loaded = load_model(recipe.model, recipe.data.task, raw.labels)
     data = prepare(raw, loaded.model, loaded.processing_class, arguments.seed)
-    with _nothing_made(folder):
-        trainer = _trainer(PruningTrainer, loaded, data, metrics, arguments, recipe)
-        trainer.create_optimizer()
-        trainer.optimizer = None
-        _check_watched(recipe, metrics)
+    check_watched(recipe, metrics)
+    # Arguments are made right before their trainer: accelerate knows one precision at a time.
+    if recipe.baseline is not None:
+        keys = recipe_keys(recipe.training, recipe.baseline)
+        with nothing_made(folder / DENSE_FOLDER, keys):
+            rehearse(_trainer(loaded, data, metrics, _dense_arguments(recipe, metrics)), keys)
+    keys = recipe_keys(recipe.training)
+    with nothing_made(folder / DENSE_FOLDER, keys):
+        trainer = _trainer(loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning)
+        rehearse(trainer, keys)
     return _Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
 
 
-def _check_watched(recipe: Recipe, measured: Metrics) -> None:
-    """Refuses to watch a metric that is not among those measured, where all of these are known by name."""
-    names = recipe.data.metrics or [measured.main]
-    if not all(name in metrics for name in names):
-        return
-    watched = {
-        "pruning.recovery.monitor": recipe.pruning.recovery.monitor,
-        "training.metric_for_best_model": recipe.training.get("metric_for_best_model"),
-    }
-    for key, name in watched.items():
-        short = (name or "loss").removeprefix("eval_")
-        if short not in {*names, "loss"}:
-            raise ConfigError(f"{key}: '{short}' is not measured; {did_you_mean(short, [*names, 'loss'])}")
+def _arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
+    watched = {"metric": measured.main, "greater_is_better": measured.greater_is_better}
+    return training_arguments(recipe.output.folder, recipe.training, **watched)
 
 
-@contextmanager
-def _nothing_made(folder: Path) -> Iterator[None]:
-    """Takes away the empty folder that Trainer makes at once."""
-    existed = folder.exists()
-    try:
-        yield
-    except HfpruneError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror or error}") from error
-    except (ValueError, TypeError, ImportError, RuntimeError, AttributeError) as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        if not existed:
-            with suppress(OSError):
-                folder.rmdir()
+def _dense_arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
+    watched = {"metric": measured.main, "greater_is_better": measured.greater_is_better}
+    folder = str(Path(recipe.output.folder) / DENSE_FOLDER)
+    return training_arguments(folder, recipe.training, recipe.baseline, **watched)
 
 
 def _trainer(
-    kind: type[PruningTrainer], loaded: LoadedModel, data: PreparedData, metrics: Metrics, arguments: Any, recipe: Any
+    loaded: LoadedModel,
+    data: PreparedData,
+    metrics: Metrics,
+    arguments: TrainingArguments,
+    pruning: PruningConfig | None = None,
 ) -> PruningTrainer:
-    return kind(
+    return PruningTrainer(
         model=loaded.model,
         args=arguments,
         train_dataset=data.train,
@@ -173,7 +163,7 @@ def _trainer(
         processing_class=loaded.processing_class,
         compute_metrics=metrics.compute,
         preprocess_logits_for_metrics=metrics.preprocess_logits,
-        pruning=recipe.pruning if recipe is not None else None,
+        pruning=pruning,
         base_model=loaded.base_model,
     )
 
@@ -248,8 +238,7 @@ def _train_dense(job: _Job, resume: bool) -> dict[str, float]:
         state = from_pretrained(folder, job.model if _is_own(job.model) else None).state_dict()
         job.model.load_state_dict(state)
         return json.loads((folder / DENSE_FILE).read_text(encoding="utf-8"))["metric"]
-    arguments = training_arguments(str(folder), job.recipe.training, job.recipe.baseline)
-    trainer = _trainer(PruningTrainer, job.loaded, job.data, job.metrics, arguments, None)
+    trainer = _trainer(job.loaded, job.data, job.metrics, _dense_arguments(job.recipe, job.metrics))
     last = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     metric = numbers(trainer.evaluate())
@@ -282,6 +271,7 @@ def _report(
         "pruned": {"metric": pruned_metric, **after.to_dict()},
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
+        **trainer.method.report(),
         "recipe": job.recipe.model_dump(mode="json"),
         "main_metric": job.metrics.main,
         "greater_is_better": job.metrics.greater_is_better,
@@ -294,21 +284,23 @@ def _report(
 
 def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measurement, Measurement]:
     """Dense and pruned in turns, so that what else the machine does falls on both; the quicker of two turns counts."""
-    example = job.data.example(1)
-    example = tuple(example.values()) if job.trainer.plain_module else example
+    example = job.example()
     sizes = tuple(job.recipe.output.batch_sizes)
     rounds = [(measure(dense, example, sizes), measure(pruned, example, sizes)) for _ in range(2)]
     return tuple(min(turns, key=lambda m: sum(m.latency_ms.values())) for turns in zip(*rounds, strict=True))
 
 
-def _write(job: _Job, report: dict[str, Any]) -> None:
+def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
         save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class)
-        _prove(job.model, side)
+        _prove(job, side, dense)
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
         write_text(side / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-        sparsity_plot(report, side / "sparsity.png")
+        if report["sparsity"]:
+            sparsity_plot(report, side / "sparsity.png")
+        if "removed" in report:
+            units_plot(report, side / "units.png")
         trajectory_plot(report, side / "trajectory.png")
         write_card(
             side,
@@ -320,13 +312,24 @@ def _write(job: _Job, report: dict[str, Any]) -> None:
         )
 
 
-def _prove(model: nn.Module, folder: Path) -> None:
-    """Loads the saved model and compares every tensor, bit for bit."""
+def _prove(job: _Job, folder: Path, dense: nn.Module) -> None:
+    """Loads the saved model and compares every tensor, bit for bit, and what it answers.
+
+    Answers may round differently: kernels look at how tensors lie in memory.
+    """
+    model = job.model
     verify(folder).raise_if_bad(folder)
-    loaded = from_pretrained(folder, copy.deepcopy(model).cpu() if _is_own(model) else None, check=False).state_dict()
+    loaded = from_pretrained(folder, copy.deepcopy(dense).cpu() if _is_own(model) else None, check=False)
+    values = loaded.state_dict()
     for name, value in model.state_dict().items():
-        if name not in loaded or not torch.equal(loaded[name].cpu(), value.cpu()):
+        if name not in values or not torch.equal(values[name].cpu(), value.cpu()):
             raise CheckpointError(f"'{name}' does not load again as it was saved; nothing was written")
+    args, kwargs = example_batch(model, job.example())
+    with torch.no_grad():
+        loaded = loaded.to(next(model.parameters()).device)
+        said, again = (main_outputs(one.eval()(*args, **kwargs)) for one in (model, loaded))
+    if not all(torch.allclose(one, other, 1e-3, 1e-4) for one, other in zip(said, again, strict=True)):
+        raise CheckpointError("the saved model does not answer as the one that was saved; nothing was written")
 
 
 def _kind(model: nn.Module) -> str:
@@ -349,6 +352,8 @@ def _loading(model: nn.Module, folder: Path) -> str:
         if name.endswith(f"For{task}"):
             name = f"AutoModelFor{task}"
     lines = f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{path}")'
+    if getattr(model.config, "quantization_config", None) is not None:  # uneven: not for the libraries alone
+        return f"import hfprune\n{lines}"
     if _kind(model) == "timm":
         lines += (
             f'\n\n# or with timm alone\nimport timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)'
@@ -361,22 +366,7 @@ def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = 
         console.print(f"the run in {folder} has ended already; this is its result", highlight=False)
     if report["steps"]:
         console.print(steps_table(report))
+    if "removed" in report:
+        console.print(removed_table(report))
     console.print(comparison_table(report))
     console.print(f"\nsaved to {folder}: model, card (README.md), {REPORT_FILE}, pictures, recipe", highlight=False)
-
-
-def plan_table(job: _Job) -> Any:
-    """What a recipe would do: one row a pruning step, with the units that go."""
-    from rich.table import Table
-
-    pruner: Pruner = job.trainer.pruner
-    table = Table(title=f"{len(pruner.weights)} weights, {pruner.total_units:,} units", title_justify="left")
-    for column in ("step", "target", "units gone", "recovery"):
-        table.add_column(column, justify="left" if column == "recovery" else "right")
-    recovery = job.recipe.pruning.recovery
-    for index, target in enumerate(job.recipe.pruning.targets()):
-        said = {name: recovery.value(name, index) for name in ("epochs", "steps", "patience", "learning_rate")}
-        words = ", ".join(f"{name} {value:g}" for name, value in said.items() if value is not None)
-        gone = pruner.wanted(target)
-        table.add_row(str(index + 1), f"{target:.2%}", f"{gone:,}", words or "as training says")
-    return table

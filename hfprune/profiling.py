@@ -269,13 +269,16 @@ def _transformers_image_size(model: nn.Module, config: Any) -> tuple[int, int, i
 def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without gradients; modes, buffers and the random state are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(m, n, b, b.detach().clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
-            model.eval()
+            model.eval().requires_grad_(False)  # FlopCounterMode refuses views of parameters that need gradients
             yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
         with torch.no_grad():
@@ -286,9 +289,8 @@ def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _forward(model: nn.Module, inputs: tuple[tuple, dict[str, Any]], batch: int) -> None:
-    args, kwargs = inputs
     try:
-        model(*args, **kwargs)
+        model(*inputs[0], **inputs[1])
     except FORWARD_FAILURES as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(inputs))
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -300,7 +302,6 @@ def _forward(model: nn.Module, inputs: tuple[tuple, dict[str, Any]], batch: int)
 def _count_macs(model: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> int | None:
     """None where nothing countable ran. Fused kernels hide their arithmetic from the counter, so that attention,
     transformer layers and recurrent layers take their plain paths here."""
-    args, kwargs = inputs
     counter = FlopCounterMode(display=False, custom_mapping=_more_flops())
     fused = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
@@ -313,7 +314,7 @@ def _count_macs(model: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> int |
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(counter)
-            model(*args, **kwargs)
+            model(*inputs[0], **inputs[1])
     except FORWARD_FAILURES:
         return None
     finally:
@@ -396,5 +397,4 @@ def _scaled(count: float, units: tuple[str, ...]) -> str:
 
 
 def _three_digits(value: float) -> str:
-    size = abs(value)
-    return f"{value:.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
+    return f"{value:.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}"

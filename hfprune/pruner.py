@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfprune.config import PruningConfig, parse_granularity
+from hfprune.config import PruningConfig
 from hfprune.criteria import create
 from hfprune.criteria.calibration import LossFunction, gather
 from hfprune.errors import ConfigError, ModelError
+from hfprune.granularity import parse_granularity
 from hfprune.masks import MaskSet
 from hfprune.selection import LayerScores, pattern_candidates, select, select_each
 from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights
@@ -144,6 +146,30 @@ class Pruner:
                         f"pruning.min_kept: {self.config.min_kept} keeps more of '{name}' ({self.units[name]} units) "
                         f"than the ratio {self.config.ratio} does; use scope: global, or a smaller one"
                     )
+        if self.shape.kind == "block":
+            self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Refuses blocks so large that a layer goes as a whole, and warns where one may."""
+        blocks, final = f"pruning.granularity: '{self.config.granularity}' is too large", self.config.ratio
+        by_layer = self.weights if self.config.scope == "layer" else self.own_ratio
+        for name in by_layer:
+            units, ratio = self.units[name], self.own_ratio.get(name, final)
+            if 0 < units == round(ratio * units):
+                raise ConfigError(f"{blocks}: a ratio of {ratio} empties '{name}', that is {units} of them")
+        rest = [name for name in self.weights if name not in by_layer]
+        single = [name for name in rest if self.units[name] == self._limit(name) == 1]
+        if not single or not final:
+            return
+        more = f" (and {len(single) - 1} more)" if len(single) > 1 else ""
+        if round(final * sum(self.units[n] for n in rest)) > sum(min(self._limit(n), self.units[n] - 1) for n in rest):
+            raise ConfigError(
+                f"{blocks}: '{single[0]}'{more} is one of them, and a ratio of {final} must empty a layer"
+            )
+        warnings.warn(
+            f"{blocks}: '{single[0]}'{more} is one of them, which stays or goes as a whole; min_kept: 1 keeps it",
+            stacklevel=4,
+        )
 
     def _limit(self, name: str) -> int:
         """The most units of a layer that may go."""

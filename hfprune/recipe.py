@@ -9,10 +9,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from hfprune.config import PruningConfig, StrictModel, one_line
+from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
+from hfprune.strict import StrictModel, one_line
 
 Task = Literal["image-classification", "text-classification", "causal-lm"]
+Name = Annotated[str, Field(min_length=1)]
+Pixels = Annotated[int, Field(ge=1)]
 
 
 class ModelSection(StrictModel):
@@ -25,10 +28,27 @@ class ModelSection(StrictModel):
         revision: a branch, tag or commit on the Hub.
     """
 
-    name: str
+    name: Name
     args: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool = True
     revision: str | None = None
+
+    @classmethod
+    def named(cls, name: str, overrides: list[str] | None = None) -> ModelSection:
+        """A model by its name, with overrides as a recipe's: `model.args.depth=3`.
+
+        Raises:
+            ConfigError: an override of anything but `model`, an unknown key or a wrong value.
+        """
+        values: dict[str, Any] = {"model": {"name": name}}
+        for override in overrides or []:
+            apply_override(values, override)
+        if other := [key for key in values if key != "model"]:
+            raise ConfigError(f"--set {other[0]}: only `model` has keys here, e.g. --set model.args.depth=3")
+        try:
+            return cls.model_validate(values["model"])
+        except ValidationError as error:
+            raise ConfigError(one_line(error, "model")) from error
 
 
 class DataSection(StrictModel):
@@ -50,7 +70,7 @@ class DataSection(StrictModel):
         metrics: what is measured; by default accuracy for classification, perplexity for causal-lm.
     """
 
-    name: str
+    name: Name
     task: Task = "image-classification"
     config: str | None = None
     train_split: str = "train"
@@ -59,7 +79,7 @@ class DataSection(StrictModel):
     image_column: str | None = None
     label_column: str | None = None
     text_columns: list[str] | None = None
-    image_size: int | tuple[int, int] | None = None
+    image_size: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: bool = True
@@ -78,7 +98,7 @@ class OutputSection(StrictModel):
         batch_sizes: at which latency is measured.
     """
 
-    folder: str
+    folder: Name
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32])
 
 
@@ -127,7 +147,7 @@ class Recipe(StrictModel):
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a recipe is a map with the keys {', '.join(cls.model_fields)}")
         for override in overrides or []:
-            _apply(values, override)
+            apply_override(values, override)
         return cls.parse(values)
 
     @classmethod
@@ -152,7 +172,12 @@ def _nearby(path: Path) -> str:
     return f"; did you mean '{path.parent / match}'?" if match else ""
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Puts a `key.key=value` of the command line into a recipe's plain values.
+
+    Raises:
+        ConfigError: it is not of that form, or leads into something that has no keys.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

@@ -153,7 +153,7 @@ def _default_weights(model: nn.Module) -> dict[int, int]:
 def _linear_maps(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
     """The weights of a module that map its input linearly, each with its input dimension."""
     own = module._parameters
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) or _is_transposed_linear(module):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or is_transposed_linear(module):
         dims = {"weight": 0}
     elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         dims = {"weight": 1}
@@ -168,7 +168,7 @@ def _linear_maps(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
             yield own[name], dim
 
 
-def _is_transposed_linear(module: nn.Module) -> bool:
+def is_transposed_linear(module: nn.Module) -> bool:
     """GPT-2's Conv1D, a linear layer whose weight stands inputs x outputs."""
     library = sys.modules.get("transformers.pytorch_utils")
     return library is not None and isinstance(module, library.Conv1D)

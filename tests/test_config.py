@@ -4,8 +4,10 @@ import pytest
 from pydantic import ValidationError
 
 import hfprune
-from hfprune.config import Granularity, PruningConfig, Recovery, Schedule, one_line, parse_granularity
+from hfprune.config import PruningConfig, Recovery, Schedule
 from hfprune.errors import ConfigError
+from hfprune.granularity import Granularity, parse_granularity
+from hfprune.strict import one_line
 
 
 def refusal(**values):
@@ -23,6 +25,13 @@ def test_shorthands():
     assert config == PruningConfig(
         criterion="l2", target={"ratio": 0.5}, schedule={"kind": "geometric"}, include=["*.fc"], ignore=["head"]
     )
+
+
+def test_whole_numbers_and_tuples_are_taken():
+    config = PruningConfig(target=0, include=("a.*", "b"), recovery={"epochs": (3, 0.5), "learning_rate": 1})
+    assert config.include == ["a.*", "b"]
+    assert config.recovery.epochs == [3, 0.5]
+    assert isinstance(config.recovery.learning_rate, float)
 
 
 def test_it_survives_a_round_trip():
@@ -69,7 +78,9 @@ def test_patterns_keep_some_and_not_all(text):
 
 @pytest.mark.parametrize("text", ["weights", "block", "block:0x4", "block:4x0", "block:4", "2:4:8", "", "-2:4"])
 def test_unknown_granularities(text):
-    with pytest.raises(ConfigError, match=f"^unknown granularity '{text}'; known: weight, N:M"):
+    with pytest.raises(
+        ConfigError, match=f"^unknown granularity '{text}'; known: weight, channel, head, neuron, width, layer, N:M"
+    ):
         parse_granularity(text)
 
 
@@ -89,7 +100,10 @@ def test_a_pattern_says_its_ratio():
         ({}, "pruning.target: missing, e.g. {ratio: 0.8}"),
         ({"target": 1.0}, "pruning.target.ratio: input should be less than 1, not 1.0"),
         ({"target": -0.5}, "pruning.target.ratio: input should be greater than or equal to 0, not -0.5"),
-        ({"target": 0.5, "scope": "gobal"}, "pruning.scope: input should be 'global' or 'layer', not 'gobal'"),
+        (
+            {"target": 0.5, "scope": "gobal"},
+            "pruning.scope: input should be 'global', 'layer' or 'isomorphic', not 'gobal'",
+        ),
         (
             {"target": 0.5, "schedule": "geometrc"},
             "pruning.schedule.kind: unknown schedule 'geometrc'; did you mean 'geometric'?",
@@ -139,6 +153,27 @@ def test_a_pattern_says_its_ratio():
         ({"target": 0.5, "recovery": {"epochs": 1, "steps": 5}}, "pruning.recovery.steps: give either epochs or steps"),
         ({"target": 0.5, "recovery": {"patience": []}}, "pruning.recovery.patience: an empty list says nothing"),
         ({"target": 0.5, "recovery": {"patience": 0}}, "pruning.recovery.patience: input should be greater than"),
+        ({"target": {"ratio": False}}, "pruning.target.ratio: input should be a valid number, not False"),
+        ({"target": {"ratio": "0.5"}}, "pruning.target.ratio: input should be a valid number, not '0.5'; write 0.5,"),
+        ({"target": 0.5, "schedule": {"kind": "cubic", "steps": "2"}}, "pruning.schedule.steps: input should be a val"),
+        ({"target": 0.5, "schedule": {"kind": "cubic", "steps": 2.0}}, "pruning.schedule.steps: input should be a val"),
+        (
+            {"target": 0.5, "recovery": {"learning_rate": "1e-3"}},
+            "pruning.recovery.learning_rate: input should be a valid number, not '1e-3'; write 0.001, without quotes",
+        ),
+        (
+            {"target": 0.5, "recovery": {"restore_best": "no"}},
+            "pruning.recovery.restore_best: input should be a valid boolean, not 'no'; write false, without quotes",
+        ),
+        (
+            {"target": 0.5, "recovery": {"epochs": [3, "x"]}},
+            "pruning.recovery.epochs.1: input should be a valid number, not 'x'",
+        ),
+        (
+            {"target": 0.5, "recovery": {"epochs": float("inf")}},
+            "pruning.recovery.epochs: input should be a finite number, not inf",
+        ),
+        ({"target": 0.5, "min_kept": True}, "pruning.min_kept: input should be a valid integer, not True"),
     ],
 )
 def test_refusals_are_one_line_that_names_the_key(values, message):

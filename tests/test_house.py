@@ -13,13 +13,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports only from its own level or a lower one.
 LEVELS = {
     **dict.fromkeys(("errors", "registry"), 1),
-    **dict.fromkeys(("config", "recipe", "schedules"), 2),
+    **dict.fromkeys(("strict", "granularity", "target", "config", "recipe", "schedules"), 2),
     **dict.fromkeys(("weights", "selection", "masks", "criteria"), 3),
-    **dict.fromkeys(("pruner", "profiling"), 4),
-    **dict.fromkeys(("checkpoint", "report", "hub"), 5),
+    **dict.fromkeys(("pruner", "profiling", "structure"), 4),
+    **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
     **dict.fromkeys(("data", "models", "metrics", "training"), 6),
-    **dict.fromkeys(("pipeline", "cli"), 7),
+    **dict.fromkeys(("pipeline", "preview", "cli"), 7),
 }
 
 

@@ -176,6 +176,22 @@ def test_the_baselines_epochs_hold_beside_the_trainings_max_steps(tmp_path):
     assert log["optimizer_steps"] == 12
 
 
+def test_the_baseline_watches_what_the_run_watches(tmp_path):
+    report = run_recipe(tmp_path, training={"save_strategy": "best"})
+    assert set(report["dense"]["metric"]) == {"loss", "accuracy"}
+
+
+def test_the_baseline_may_train_in_another_precision(tmp_path):
+    report = run_recipe(tmp_path, baseline={"epochs": 1, "bf16": True})
+    assert report["pruned"]["metric"]["loss"] < 10
+
+
+def test_label_smoothing_needs_a_config(tmp_path):
+    sections = {"model": {"name": "torch.nn:Flatten", "args": {}}, "training": {"label_smoothing_factor": 0.1}}
+    with pytest.raises(ConfigError, match="training.label_smoothing_factor: needs a model that has a config"):
+        run_recipe(tmp_path / "run", **sections)
+
+
 def test_resuming_with_another_recipe_names_the_key(tmp_path):
     folder = tmp_path / "run"
     run_recipe(folder)
@@ -211,7 +227,40 @@ BAD = [
     ({"training": {"learning_rate": "fast"}}, "training.learning_rate: input should be a valid number.* not 'fast'"),
     ({"training": {"output_dir": "x"}}, "training.output_dir: .* use output.folder"),
     ({"baseline": {"epochs": 1, "sed": 2}}, "baseline.sed: unknown key; did you mean 'seed'"),
-    ({"training": {"optim": "adamv"}}, "training: .*adamv"),
+    ({"training": {"optim": "adamw_torc"}}, "training.optim: unknown 'adamw_torc'; did you mean 'adamw_torch'"),
+    ({"baseline": {"epochs": 1, "optim": "sgf"}}, "baseline.optim: unknown 'sgf'; did you mean 'sgd'"),
+    ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type: .*did you mean 'cosine'"),
+    ({"training": {"lr_scheduler_kwargs": {"foo": 1}}}, "training.lr_scheduler_kwargs: .*'foo'"),
+    ({"training": {"lr_scheduler_type": "warmup_stable_decay"}}, "training.lr_scheduler_type: .*num_decay_steps"),
+    ({"training": {"learning_rate": "1e-3"}}, "training.learning_rate: .* not '1e-3'; write 0.001, without quotes"),
+    ({"training": {"learning_rate": False}}, "training.learning_rate: input should be a valid number, not False"),
+    ({"training": {"bf16": "yes"}}, "training.bf16: .* valid boolean, not 'yes'; write true, without quotes"),
+    ({"training": {"weight_decay": float("inf")}}, "training.weight_decay: must be a finite number, not inf"),
+    ({"training": {"label_smoothing_factor": 2}}, "training.label_smoothing_factor: must be at most 1, not 2"),
+    ({"training": {"eval_accumulation_steps": 0}}, "training.eval_accumulation_steps: must be at least 1, not 0"),
+    ({"training": {"torch_compile_backend": "inducto"}}, "torch_compile_backend: .*did you mean 'inductor'"),
+    ({"training": {"torch_compile_mode": "defalt"}}, "torch_compile_mode: .*did you mean 'default'"),
+    ({"training": {"fsdp": True}}, "training.fsdp: .*distributed"),
+    ({"training": {"fp16": True, "bf16": True}}, "training.bf16: .*not both"),
+    ({"training": {"neftune_noise_alpha": 5}}, "training.neftune_noise_alpha: adds noise to embeddings"),
+    ({"training": {"train_sampling_strategy": "group_by_length"}}, "train_sampling_strategy: .*images have no length"),
+    ({"training": {"train_sampling_strategy": "by_length"}}, "train_sampling_strategy: .*did you mean"),
+    ({"training": {"label_names": ["foo"]}}, "training.label_names: .*'labels'; leave it out"),
+    ({"training": {"dataloader_persistent_workers": True}}, "persistent_workers: .*set dataloader_num_workers too"),
+    ({"training": {"eval_do_concat_batches": False}}, "training.eval_do_concat_batches: .*leave it out"),
+    ({"training": {"prediction_loss_only": True}}, "training.prediction_loss_only: .*leave it out"),
+    (
+        {"training": {"dataloader_drop_last": True, "per_device_train_batch_size": 65}},
+        "training.dataloader_drop_last: 64 training rows do not fill one batch of 65",
+    ),
+    (
+        {"baseline": {"epochs": 1, "dataloader_drop_last": True, "per_device_train_batch_size": 65}},
+        "baseline.dataloader_drop_last: 64 training rows",
+    ),
+    ({"baseline": {"epochs": "abc"}}, "baseline.epochs: input should be a valid number, not 'abc'"),
+    ({"baseline": {"epochs": float("inf")}}, "baseline.epochs: must be a finite number, not inf"),
+    ({"baseline": {"epochs": 1, "metric_for_best_model": "acc"}}, "baseline.metric_for_best_model: 'acc' is not mea"),
+    ({"data": {"label_column": "image"}}, "data.label_column: 'image' is the column of the image; name another"),
     ({"pruning": {"criterion": "magnitude"}}, "pruning.criterion: unknown criterion 'magnitude'; "),
     ({"pruning": {"criterion": {"name": "taylor", "batch": 3}}}, "pruning.criterion.batch: .*did you mean 'batches'"),
     ({"pruning": {"include": ["blocks.0.mpl.*"]}}, "pruning.include: 'blocks.0.mpl.\\*' matches nothing.*did you mean"),
@@ -220,8 +269,8 @@ BAD = [
     ({"training": {"learning_rate": -1}}, "training.learning_rate: must be at least 0, not -1"),
     ({"training": {"seed": -5}}, "training.seed: must be at least 0, not -5"),
     ({"training": {"per_device_train_batch_size": 0}}, "training.per_device_train_batch_size: must be at least 1"),
-    ({"training": {"optim": "sgd", "optim_args": "foo"}}, "training: "),
-    ({"training": {"report_to": "tensorboard"}}, "training: .*ensor[bB]oard"),
+    ({"training": {"optim": "sgd", "optim_args": "foo"}}, "training.optim_args: "),
+    ({"training": {"report_to": "tensorboard"}}, "training.*: .*ensor[bB]oard"),
     ({"training": {"metric_for_best_model": "acuracy"}}, "metric_for_best_model: 'acuracy' is not measured; did you"),
     ({"pruning": {"recovery": {"monitor": "acuracy"}}}, "recovery.monitor: 'acuracy' is not measured; did you mean"),
     ({"pruning": {"granularity": "512:1024"}}, "no layer's input dimension holds a group of 1024"),
@@ -237,3 +286,70 @@ def test_bad_recipes_are_refused_before_anything_is_trained_or_written(tmp_path,
         run_recipe(tmp_path / "run", **sections)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+# ---- removal --------------------------------------------------------------------------------------------------------
+
+HEADS = {
+    "granularity": ["head", "neuron"],
+    "target": {"macs": 0.5},
+    "round_to": 1,
+    "schedule": {"kind": "constant", "steps": 2},
+}
+
+
+def test_a_removal_leaves_a_smaller_model_behind(tmp_path):
+    folder = tmp_path / "run"
+    report = run_recipe(folder, pruning=HEADS)
+    assert report["pruned"]["macs"] == pytest.approx(0.5 * report["dense"]["macs"], rel=0.03)
+    assert report["pruned"]["params"] < report["dense"]["params"]
+    assert [step["measured"] for step in report["steps"]] == ["macs", "macs"]
+    assert [step["target"] for step in report["steps"]] == pytest.approx([0.25, 0.5])
+    groups = report["removed"]["groups"]
+    assert {group["kind"] for group in groups.values()} == {"head", "neuron"}
+    gone = sum(group["units"] - group["kept"] for group in groups.values())
+    assert gone == report["steps"][-1]["units_gone"]
+    assert (folder / "units.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "sparsity.png").exists()
+    card = (folder / "README.md").read_text()
+    assert "feed-forward neurons are gone" in card and "structured-pruning" in card and "units.png" in card
+    assert "import hfprune\n" in card and "zeros" not in card.partition("## Before and after")[0]
+
+
+def test_a_smaller_model_loads_in_transformers_and_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    run_recipe(folder, pruning=HEADS)
+    pixels = torch.randn(2, 1, 8, 8)
+    one = hfprune.from_pretrained(folder)(pixels).logits
+    assert torch.equal(one, AutoModelForImageClassification.from_pretrained(folder).eval()(pixels).logits)
+    model = {"name": str(folder), "args": {}, "pretrained": True}
+    less = HEADS | {"granularity": "neuron", "target": {"macs": 0.9}, "schedule": "one_shot"}
+    again = run_recipe(tmp_path / "again", model=model, baseline=None, pruning=less)
+    assert again["dense"]["params"] == json.loads((folder / "pruning_report.json").read_text())["pruned"]["params"]
+    assert again["pruned"]["macs"] == pytest.approx(0.9 * again["dense"]["macs"], rel=0.03)
+    assert hfprune.from_pretrained(tmp_path / "again")(pixels).logits.shape == (2, 10)
+
+
+def test_a_module_of_ones_own_gets_smaller(tmp_path):
+    model = {"name": "tests.training.setup:PlainNet", "pretrained": True, "args": {}}
+    report = run_recipe(tmp_path / "run", model=model, pruning=HEADS | {"granularity": "channel", "target": 0.5})
+    assert report["removed"]["groups"] == {"conv": {"kind": "channel", "units": 16, "kept": 8}}
+    from tests.training.setup import PlainNet
+
+    assert hfprune.from_pretrained(tmp_path / "run", PlainNet).conv.out_channels == 8
+
+
+def test_resuming_an_interrupted_removal_ends_alike(tmp_path, monkeypatch):
+    whole = run_recipe(tmp_path / "whole", pruning=HEADS)
+    from hfprune import pipeline
+
+    def failing(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(tmp_path / "run", pruning=HEADS)
+    resumed = run_recipe(tmp_path / "run", pruning=HEADS, resume=True)
+    assert resumed["pruned"]["metric"] == whole["pruned"]["metric"]
+    assert resumed["removed"] == whole["removed"]

@@ -242,3 +242,21 @@ def test_inputs_are_made_for_timm_models(name, args):
 )
 def test_numbers_are_readable(value, size, count):
     assert human_bytes(value) == size and human_count(value) == count
+
+
+class Token(nn.Module):
+    """A view of a parameter is given to a module as its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.inner = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.inner(x) + self.inner(self.token.expand(len(x), -1))
+
+
+def test_a_view_of_a_parameter_may_be_an_input():
+    model = Token()
+    model.inner.bias.requires_grad_(False)
+    assert measure(model, torch.randn(1, 4), latency=False).macs == 24
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False]

@@ -293,3 +293,37 @@ def test_a_block_at_the_edge_is_judged_by_its_mean():
         model.weight.copy_(torch.tensor([[1.0, 1.0, 1.5], [1.0, 1.0, 1.5]]))
     hfprune.prune(model, PruningConfig(granularity="block:2x2", target=0.5))
     assert model.weight.tolist() == [[0, 0, 1.5], [0, 0, 1.5]]
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"granularity": "block:64x64", "target": 0.5},
+            "pruning.granularity: 'block:64x64' is too large: 'first.weight' (and 1 more) is one of them, and a ratio "
+            "of 0.5 must empty a layer",
+        ),
+        (
+            {"granularity": "block:12x8", "target": 0.6, "scope": "layer"},
+            "pruning.granularity: 'block:12x8' is too large: a ratio of 0.6 empties 'first.weight', that is 1 of them",
+        ),
+        (
+            {"granularity": "block:4x6", "target": 0.1, "per_layer": {"last": 0.8}},
+            "pruning.granularity: 'block:4x6' is too large: a ratio of 0.8 empties 'last.weight', that is 2 of them",
+        ),
+    ],
+)
+def test_blocks_that_empty_a_layer_are_refused(values, line):
+    with pytest.raises(ConfigError) as error:
+        Pruner(TINY["mlp"].build(), PruningConfig(**values))
+    assert str(error.value) == line
+
+
+def test_a_layer_that_is_a_single_block_is_warned_of(recwarn):
+    model, values = TINY["mlp"].build(), {"granularity": "block:12x8", "target": 0.3}
+    with pytest.warns(UserWarning, match="'first.weight' is one of them, which stays or goes as a whole; min_kept: 1"):
+        Pruner(model, PruningConfig(**values))
+    recwarn.clear()
+    Pruner(model, PruningConfig(**values, min_kept=1))
+    Pruner(model, PruningConfig(granularity="block:4x4", target=0.5))
+    assert not recwarn.list

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,8 +35,7 @@ def side_folder(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Pa
         raise CheckpointError(f"can't write to '{folder}': {error.strerror}") from error
     try:
         yield side
-        for path in side.rglob("*"):
-            sync(path)
+        settle(side)
         # config.json goes last: a folder that has it has everything that belongs to it.
         written = sorted(side.iterdir())
         stale = {old for pattern in replaces for old in folder.glob(pattern)} - {folder / new.name for new in written}
@@ -68,21 +68,60 @@ def _replace(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file so that either the old or the whole new text is there."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well: either the old or the whole new
+    file is there."""
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    side = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        yield side
+        _set_mode(side, _usual_mode(path.parent))
+        sync(side)
+        os.replace(side, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name)
+            side.unlink()
         raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file so that either the old or the whole new text is there."""
+    with whole_file(path) as side:
+        side.write_text(text, encoding="utf-8")
+
+
+def settle(folder: Path) -> None:
+    """Gives every file in a folder the mode that new files have here, and waits until all of it is on the disk.
+
+    safetensors and temporary files are for their owner alone, which is not what whoever set the umask wanted.
+    """
+    mode = _usual_mode(folder)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _set_mode(path, mode)
+        sync(path)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    # Some file systems know no modes.
+    with suppress(OSError):
+        path.chmod(mode)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The mode of a new file in a folder. The umask itself can only be read by changing it, for all threads at once."""
+    handle, name = tempfile.mkstemp(prefix=".mode-", dir=folder)
+    os.close(handle)
+    probe = Path(name)
+    probe.unlink()
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def sync(path: Path) -> None:

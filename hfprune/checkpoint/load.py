@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hfprune.checkpoint.metadata import BLOCK, read_block
-from hfprune.checkpoint.verify import tensor_files, verify
+from hfprune.checkpoint.metadata import BLOCK, is_timm, plan_of, read_block
+from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
+from hfprune.checkpoint.verify import header, tensor_files, verify
 from hfprune.errors import CheckpointError
+from hfprune.structure.plan import Plan
 
 
 def from_pretrained(
@@ -24,7 +26,8 @@ def from_pretrained(
     Args:
         folder: the checkpoint.
         model: for a module that is neither transformers' nor timm's: its class, a function that makes it, or a fresh
-            instance, which is filled. For the others it may be left out; a transformers class chooses the head.
+            instance of the dense model, which is cut to size and filled. For the others it may be left out; a
+            transformers class chooses the head, an instance from `timm.create_model` is filled like an own module.
         check: whether to compare every recorded tensor with its record first.
         options: passed on to transformers' `from_pretrained` (`dtype`, `device_map`, ...).
 
@@ -32,27 +35,46 @@ def from_pretrained(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, does not match its metadata, or does not fit the model.
+        CheckpointError: the folder is not a checkpoint, does not match its metadata, or does not fit the model; an
+            instance that was given is then as it was.
     """
     folder = Path(folder)
     block = read_block(folder)
     if check:
         verify(folder).raise_if_bad(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "model_type" in config:
+    if "model_type" in config and not (isinstance(model, nn.Module) and is_timm(model)):
         return _transformers_class(config, folder, model).from_pretrained(folder, **options).eval()
     if model is None:
         if "architecture" in config:
             import timm
 
-            return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            if block is None or block.get("plan") is None:
+                return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
         kind = (config.get("architectures") or ["an own module"])[0]
         raise CheckpointError(f"'{folder}' holds {kind}: give its class or a fresh instance as `model`")
     module = model if isinstance(model, nn.Module) else model()
-    _fill(module, folder)
+    with unchanged_on_error(module):
+        plan = None if block is None or block.get("plan") is None else Plan.from_dict(block["plan"])
+        # An instance that has been cut already, as when training is resumed, is only filled.
+        if plan is not None and plan_of(module) != plan:
+            _cut(module, plan, folder)
+        _fill(module, folder)
     if block is not None:
         setattr(module, BLOCK, block)
     return module.eval()
+
+
+def _cut(module: nn.Module, plan: Plan, folder: Path) -> None:
+    """Makes a dense module as small as the checkpoint's tensors are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(set(tensor_files(folder).values())):
+        shapes |= header(path)
+    try:
+        rebuild(module, fitted(plan, module, "timm_model" if is_timm(module) else ""), shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{folder}' does not fit {type(module).__name__}: {error}") from error
 
 
 def _transformers_class(config: dict[str, Any], folder: Path, model: Any) -> Any:

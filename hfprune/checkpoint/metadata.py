@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import hfprune
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet, mask_hash
+from hfprune.structure.plan import Plan
 
 BLOCK = "hfprune"
 """The block's key in config.json, and the attribute of a model's config."""
@@ -21,34 +23,47 @@ FORMAT_VERSION = 1
 
 
 def build_block(
-    model: nn.Module, config: PruningConfig, masks: MaskSet, achieved: float, base_model: str | None = None
+    model: nn.Module,
+    config: PruningConfig,
+    masks: MaskSet,
+    achieved: float,
+    base_model: str | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """The block for a masked model.
+    """The block for a pruned model.
 
     Args:
-        model: the model that the masks are applied to.
+        model: the model that the masks are applied to, or that is smaller now.
         config: what was asked for.
-        masks: what is held at zero.
-        achieved: the fraction of units that is gone.
+        masks: what is held at zero; may be empty.
+        achieved: the fraction that is gone, of what the target measures; the block says what is left of anything but
+            units, as the target does.
         base_model: the Hub name of the dense model, where there is one.
+        plan: what is gone from the structure; by default what the model's block says already.
     """
+    plan = plan_of(model) if plan is None else plan
     schedule = config.schedule.model_dump(mode="json", exclude_none=True)
+    if config.is_structural:
+        kind, target = config.target.kind, config.target.model_dump(mode="json", exclude_defaults=True)
+    else:
+        kind, target = "ratio", {"ratio": config.ratio}
     done = {
         "criterion": config.criterion,
         "granularity": config.granularity,
         "scope": config.scope,
         "schedule": schedule,
-        "target": {"ratio": config.ratio},
-        "reached": {"ratio": achieved},
+        "target": target,
+        "reached": {kind: achieved if kind == "ratio" else 1 - achieved},
     }
     if base_model:
         done["base_model"] = base_model
-    return {
+    block = {
         "format_version": FORMAT_VERSION,
         "version": hfprune.__version__,
         "pruning": done,
         "sparsity": tensor_records(model, masks),
     }
+    return block if plan is None else block | {"plan": plan.to_dict()}
 
 
 def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]]:
@@ -123,11 +138,34 @@ def masks_from_block(model: nn.Module, block: dict[str, Any]) -> MaskSet:
 
 
 def annotate(
-    model: nn.Module, config: PruningConfig, masks: MaskSet, achieved: float, base_model: str | None = None
+    model: nn.Module,
+    config: PruningConfig,
+    masks: MaskSet,
+    achieved: float,
+    base_model: str | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Puts the block where saving finds it: into a transformers model's config, into others as an attribute."""
-    block = build_block(model, config, masks, achieved, base_model)
+    """Puts the block where saving finds it: into a transformers model's config, into others as an attribute.
+
+    With a plan, the config of a transformers model gets the small model's values too, and says whether the model
+    needs hfprune to load; so transformers' own `save_pretrained` writes a checkpoint that loads again.
+    """
+    if plan is not None and (before := plan_of(model)) is not None:
+        # The config says the smaller values already; what the dense model had stands in the block alone.
+        from hfprune.checkpoint.configs import config_values
+
+        dense = before.dense_config
+        if dense is not None:
+            new = plan.config.keys() - before.config.keys()
+            dense = (plan.dense_config or config_values(model.config, new)) | dense
+        plan = replace(plan, config=before.config | plan.config, dense_config=dense)
+    block = build_block(model, config, masks, achieved, base_model, plan)
     setattr(model.config if _has_config(model) else model, BLOCK, block)
+    if "plan" in block:
+        # Needed for smaller models alone, and slow to import.
+        from hfprune.checkpoint.uniform import choose_route
+
+        choose_route(model)
     return block
 
 
@@ -140,6 +178,12 @@ def refresh(model: nn.Module, masks: MaskSet) -> None:
 def block_of(model: nn.Module) -> dict[str, Any] | None:
     """The block that a model carries, if it has been pruned."""
     return getattr(model.config if _has_config(model) else model, BLOCK, None)
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """The plan that a model carries, if anything is gone from its structure."""
+    plan = (block_of(model) or {}).get("plan")
+    return None if plan is None else Plan.from_dict(plan)
 
 
 def is_timm(model: nn.Module) -> bool:
@@ -167,8 +211,15 @@ def read_block(folder: str | Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} can't be read: it holds no map")
     block = values.get(BLOCK)
-    if block is None:
-        return None
+    return None if block is None else check_block(block, str(path))
+
+
+def check_block(block: Any, path: str) -> dict[str, Any]:
+    """The block, if it is one that this version reads.
+
+    Raises:
+        CheckpointError: it is malformed, or its format is newer.
+    """
     version = block.get("format_version") if isinstance(block, dict) else None
     if type(version) is not int:
         raise CheckpointError(f"{path}: the block '{BLOCK}' has no format_version")
@@ -182,6 +233,11 @@ def read_block(folder: str | Path) -> dict[str, Any] | None:
     for name, record in records.items():
         if not _is_record(record):
             raise CheckpointError(f"{path}: the block '{BLOCK}' has a malformed record of '{name}': {record!r:.80}")
+    if block.get("plan") is not None:
+        try:
+            Plan.from_dict(block["plan"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     return block
 
 

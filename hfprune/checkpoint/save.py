@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from hfprune.checkpoint.files import side_folder
-from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, refresh
+from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, plan_of, refresh
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "model.safetensors"
 _WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | Path, masks: MaskSet | None = None, processing_class: Any = None, **options: Any
+    model: nn.Module,
+    folder: str | Path,
+    masks: MaskSet | None = None,
+    processing_class: Any = None,
+    *,
+    remote_code: bool = False,
+    **options: Any,
 ) -> Path:
     """Saves any module as safetensors with its config and, if it was pruned, its sparsity.
 
     transformers models load again by `from_pretrained`, timm models by `timm.create_model("local-dir:FOLDER",
     pretrained=True)` and as `AutoModelForImageClassification`, others by `hfprune.from_pretrained(folder, model=...)`.
+    Unevenly smaller models load after `import hfprune`; timm alone can't build them.
     Files are complete or not there: what was in the folder stays until the new files are whole.
 
     Args:
@@ -33,6 +43,8 @@ def save_pretrained(
         folder: made where it is missing.
         masks: by default those that the model's own block and zeros say.
         processing_class: a tokenizer or image processor that is saved along.
+        remote_code: whether to add a modeling file by which an uneven transformers model loads with
+            `trust_remote_code=True` where hfprune is not installed. What needs no hfprune gets no file.
         options: for transformers models, passed on to their `save_pretrained` (`max_shard_size`, ...).
 
     Raises:
@@ -47,11 +59,16 @@ def save_pretrained(
         masks = masks_from_block(model, block)
     if masks is not None:
         refresh(model, masks)
+    smaller = isinstance(model, PreTrainedModel) and plan_of(model) is not None
+    if smaller:
+        _prepare_smaller(model)
     with side_folder(folder, replaces=_WEIGHTS_FILES) as side:
         if isinstance(model, PreTrainedModel):
-            model.save_pretrained(side, **options)
+            _save_transformers(model, side, options)
+            if remote_code and smaller:
+                _add_remote_code(model, side)
         elif is_timm(model):
-            _save_timm(model, side)
+            _save_timm(model, side, remote_code)
         else:
             _save_module(model, side)
         if processing_class is not None:
@@ -59,14 +76,55 @@ def save_pretrained(
     return folder
 
 
-def _save_timm(model: nn.Module, folder: Path) -> None:
+def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:
+    from transformers import TimmWrapperForImageClassification
+
+    if isinstance(model, TimmWrapperForImageClassification):
+        # transformers refuses tensors that a wrapped model shares, of which it knows nothing; timm asks for every name.
+        options = options | {"state_dict": unshared(options.get("state_dict") or model.state_dict())}
+    model.save_pretrained(folder, **options)
+
+
+def unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, contiguous and without shared memory, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, value in tensors.items():
+        shared = value.data_ptr() in seen
+        seen.add(value.data_ptr())
+        result[name] = value.clone() if shared else value.contiguous()
+    return result
+
+
+def _prepare_smaller(model: nn.Module) -> None:
+    """Chooses the way by which a smaller transformers model loads again, and goes it once with shapes alone."""
+    # Needed for smaller models alone, and slow to import.
+    from hfprune.checkpoint.uniform import check_loads, choose_route
+
+    choose_route(model)
+    check_loads(model)
+
+
+def _add_remote_code(model: Any, folder: Path) -> None:
+    # Uniform models load without, and are not marked.
+    if getattr(model.config, "quantization_config", None) is not None:
+        from hfprune.checkpoint.remote_code import add_remote_code
+
+        add_remote_code(model, folder)
+
+
+def _save_timm(model: nn.Module, folder: Path, remote_code: bool) -> None:
     # timm is slow to import, and only its own models need it.
     from hfprune.checkpoint.timm import wrap_timm
 
     wrapper = wrap_timm(model)
     if block := block_of(model):
         setattr(wrapper.config, BLOCK, block)
-    wrapper.save_pretrained(folder)
+    if plan_of(wrapper) is not None:
+        _prepare_smaller(wrapper)
+    _save_transformers(wrapper, folder, {})
+    if remote_code and plan_of(wrapper) is not None:
+        _add_remote_code(wrapper, folder)
 
 
 def _save_module(model: nn.Module, folder: Path) -> None:

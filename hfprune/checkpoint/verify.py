@@ -20,12 +20,14 @@ class Verification:
     Attributes:
         tensors: how many recorded tensors were looked at; 0 for a checkpoint without an hfprune block.
         zeros, numel: of these tensors together, as they are in the files.
+        more_zeros: how many zeros there are beyond those recorded, which is no harm: training may reach zero too.
         problems: one line for each tensor that does not match its record; empty when all is well.
     """
 
     tensors: int = 0
     zeros: int = 0
     numel: int = 0
+    more_zeros: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +78,7 @@ def verify(folder: str | Path) -> Verification:
             )
         elif count == record["zeros"] and mask_hash(zeros) != record["sha256"]:
             found.problems.append(f"'{name}' has as many zeros as recorded, but in other places")
+        found.more_zeros += max(0, count - record["zeros"])
     return found
 
 
@@ -92,12 +95,21 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise CheckpointError(f"'{folder}' is not a whole checkpoint: '{name}' is missing")
-        try:
-            with safe_open(path, framework="pt") as file:
-                places.update(dict.fromkeys(file.keys(), path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{path}' is damaged: {error}") from error
+        places.update(dict.fromkeys(header(path), path))
     return places
+
+
+def header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a safetensors file holds; none is read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
 
 
 def _indexed(index: Path) -> list[str]:

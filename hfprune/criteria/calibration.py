@@ -124,6 +124,19 @@ def _is_pair(data: Any) -> bool:
     return isinstance(data, tuple) and bool(data) and all(isinstance(part, torch.Tensor | Mapping) for part in data)
 
 
+def example_inputs_of(data: Any) -> Any:
+    """What a model takes, from the first batch of calibration data and without labels; None where that can't be said.
+
+    An iterator is not touched, since what is taken from it is lost.
+    """
+    if data is None or hasattr(data, "__next__"):
+        return None
+    batch = next(batches_of(data), None)
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in ("labels", "label")}
+    return batch[0] if _is_pair(batch) else batch
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in it on the device."""
     if isinstance(batch, torch.Tensor):

@@ -30,6 +30,7 @@ def named_columns(section: DataSection, dataset: Dataset) -> dict[str, str]:
 
     Raises:
         ConfigError: a column named in the recipe is not there, or none or several could be meant.
+        DataError: labels that are no classes.
     """
     if section.task == "image-classification":
         found = {_image_column(section, dataset): "image"}
@@ -38,6 +39,9 @@ def named_columns(section: DataSection, dataset: Dataset) -> dict[str, str]:
         found = dict(zip(texts, ("text", "text_pair"), strict=False))
     if section.task != "causal-lm":
         label = _label_column(section, dataset, taken=list(found))
+        if label in found:
+            raise ConfigError(f"data.label_column: '{label}' is the column of the {found[label]}; name another")
+        _check_classes(dataset.features[label], section)
         found[label] = "label"
     return found
 
@@ -84,7 +88,12 @@ def _text_columns(section: DataSection, dataset: Dataset) -> list[str]:
         most = 1 if section.task == "causal-lm" else 2
         if not 1 <= len(section.text_columns) <= most:
             raise ConfigError(f"data.text_columns: {section.task} takes 1 to {most}, not {len(section.text_columns)}")
-        return [_named(section, "text_columns", value, dataset) for value in section.text_columns]
+        named = [_named(section, "text_columns", value, dataset) for value in section.text_columns]
+        for value in named:
+            if value not in text_features(dataset):
+                kind = _kind_name(dataset.features[value])
+                raise ConfigError(f"data.text_columns: '{value}' of '{section.name}' holds {kind}, which is no text")
+        return named
     texts = [key for key in text_features(dataset) if key != section.label_column]
     if section.task == "text-classification":
         for pair in TEXT_PAIRS:
@@ -102,17 +111,13 @@ def encode_labels(splits: list[Dataset], section: DataSection) -> tuple[list[Dat
     unlabelled (-1 or missing) are left out.
 
     Raises:
-        DataError: labels that are no classes, or splits without a labelled row.
+        DataError: fewer than two classes, or splits without a labelled row.
     """
     kind = splits[0].features["label"]
     if isinstance(kind, ClassLabel):
         names = list(kind.names)
         values: list[Any] = list(range(len(names)))
     else:
-        if not isinstance(kind, Value) or kind.dtype.startswith(("float", "double", "timestamp")):
-            raise DataError(
-                f"data.label_column: labels of '{section.name}' are {_kind_name(kind)}, which are no classes"
-            )
         values = sorted({value for split in splits for value in split.unique("label") if value not in (None, -1)})
         names = [str(value) for value in values]
     if len(names) < 2:
@@ -130,6 +135,12 @@ def encode_labels(splits: list[Dataset], section: DataSection) -> tuple[list[Dat
             split = split.remove_columns("label").add_column("label", labels.tolist(), feature=ClassLabel(names=names))
         encoded.append(split)
     return encoded, names
+
+
+def _check_classes(kind: Any, section: DataSection) -> None:
+    classes = isinstance(kind, Value) and not kind.dtype.startswith(("float", "double", "timestamp"))
+    if not classes and not isinstance(kind, ClassLabel):
+        raise DataError(f"data.label_column: labels of '{section.name}' are {_kind_name(kind)}, which are no classes")
 
 
 def unlabelled(dataset: Dataset, column: str) -> bool:

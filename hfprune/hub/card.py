@@ -13,8 +13,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from pydantic import ValidationError
 
 from hfprune.checkpoint.files import write_text
-from hfprune.config import Granularity, PruningConfig, Recovery, one_line, parse_granularity
+from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
+from hfprune.hub.words import code, fence, method, removed
 from hfprune.report.tables import (
     as_markdown,
     comparison_rows,
@@ -26,9 +27,10 @@ from hfprune.report.tables import (
     steps_rows,
     title,
 )
+from hfprune.strict import one_line
 
 Kind = Literal["transformers", "timm", "module"]
-PICTURES = ("trajectory.png", "sparsity.png")
+PICTURES = ("trajectory.png", "units.png", "sparsity.png")
 PIPELINE_TAGS = {"causal-lm": "text-generation"}
 TEMPLATE = "card.md.jinja"
 LIMITS = (
@@ -65,7 +67,7 @@ def render_card(
         pipeline_tag: by default that of the recipe's task.
         template: a Jinja template of one's own, with the variables of the one in `model_cards/`.
         name: the model's name; by default that of the recipe's output folder.
-        pictures: which of `trajectory.png` and `sparsity.png` to show.
+        pictures: which of `trajectory.png`, `units.png` and `sparsity.png` to show.
 
     Raises:
         ConfigError: for a template that is missing or does not render.
@@ -140,7 +142,13 @@ def _lineage(report: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         "base_model": base,
         "base_model_relation": "finetune" if base else None,
         "library_name": None if kind == "module" else kind,
-        "tags": ["pruned", "sparse", "hfprune", *_pattern_tags(report), *(["pytorch"] if kind == "module" else [])],
+        "tags": [
+            "pruned",
+            *_kind_tags(report),
+            "hfprune",
+            *_pattern_tags(report),
+            *(["pytorch"] if kind == "module" else []),
+        ],
     }
 
 
@@ -183,6 +191,12 @@ def _data_name(report: Mapping[str, Any]) -> str | None:
     return PureWindowsPath(name).name or None if name and _is_local(name) else name
 
 
+def _kind_tags(report: Mapping[str, Any]) -> list[str]:
+    """`structured-pruning` where parts were removed, `sparse` where there are zeros."""
+    structured = ["structured-pruning"] if report.get("removed") else []
+    return structured + (["sparse"] if report.get("sparsity") or not structured else [])
+
+
 def _pattern_tags(report: Mapping[str, Any]) -> list[str]:
     """`unstructured`, `nm` or `block` for the patterns that occur; one of another kind is its own tag."""
     found = [entry.get("pattern") for entry in (report.get("sparsity") or {}).values()]
@@ -223,12 +237,14 @@ def _summary(report: Mapping[str, Any]) -> str:
     if numel:
         tensors = f"{len(entries)} tensor{'' if len(entries) == 1 else 's'}"
         parts.append(f"{percent(zeros / numel)} of the {numel:,} values in {tensors} are zero ({zeros:,}).")
+    parts += removed(report)
     if pruning is not None:
-        parts += _method(pruning)
+        parts += method(pruning, report)
     steps = report.get("steps") or []
     epochs = sum(step.get("epochs") or 0 for step in steps)
     if epochs:
-        parts.append(f"Fine-tuning took {epochs:g} epochs in all, with the zeros kept at zero.")
+        held = ", with the zeros kept at zero" if numel else ""
+        parts.append(f"Fine-tuning took {epochs:g} epochs in all{held}.")
     parts.append(_cost(report))
     return " ".join(part for part in parts if part)
 
@@ -237,53 +253,7 @@ def _architecture(report: Mapping[str, Any]) -> str:
     name = _section(report, "model", "name")
     if not name or _is_local(name):
         return "A model"
-    return f"A model of the architecture {_code(name)}"
-
-
-def _method(pruning: PruningConfig) -> list[str]:
-    targets = pruning.targets()
-    steps = "in one step" if len(targets) == 1 else f"in {len(targets)} steps to {_listed(targets)}"
-    scope = {"global": "all layers ranked together", "layer": "every layer by the same fraction"}[pruning.scope]
-    how = _granularity_words(parse_granularity(pruning.granularity))
-    words = f"{how}, the least important first by the criterion {_code(pruning.criterion_name)}"
-    went = f"Pruning went {steps} (schedule {_code(pruning.schedule.kind)})"
-    each = ", followed by fine-tuning" if len(targets) == 1 else ", each followed by fine-tuning"
-    tuned = _recovery_words(pruning.recovery)
-    return [
-        f"Set to zero were {words}, {scope} (scope {_code(pruning.scope)}).",
-        f"{went}{f'{each} {tuned}' if tuned else ''}.",
-    ]
-
-
-def _recovery_words(recovery: Recovery) -> str:
-    """Such as 'for at most 12 epochs, ended after 6, then 3 evaluations without improvement'; empty if not said."""
-
-    def then(value: Any) -> str:
-        return ", then ".join(f"{one:g}" for one in (value if isinstance(value, list) else [value]))
-
-    length = next(((getattr(recovery, name), name) for name in ("epochs", "steps") if getattr(recovery, name)), None)
-    parts = []
-    if length:
-        parts.append(f"for {'at most ' if recovery.patience else ''}{then(length[0])} {length[1]}")
-    if recovery.patience:
-        parts.append(f"ended after {then(recovery.patience)} evaluations without improvement")
-    return ", ".join(parts)
-
-
-def _granularity_words(shape: Granularity) -> str:
-    if shape.kind == "n:m":
-        gone = shape.group - shape.kept
-        return (
-            f"{gone} of every {shape.group} neighbouring weights along the input dimension ({shape.kept}:{shape.group})"
-        )
-    if shape.kind == "block":
-        return f"blocks of {shape.rows} x {shape.cols} weights"
-    return "single weights, wherever they lie"
-
-
-def _listed(targets: Sequence[float]) -> str:
-    shown = [f"{100 * target:.4g} %" for target in targets]
-    return f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return f"A model of the architecture {code(name)}"
 
 
 def _cost(report: Mapping[str, Any]) -> str:
@@ -313,7 +283,7 @@ def _evaluated_on(report: Mapping[str, Any]) -> str | None:
 
 def _data_words(report: Mapping[str, Any]) -> str:
     split = _section(report, "data", "eval_split")
-    return f"{_code(_data_name(report) or '')}{f' (split {_code(split)})' if split else ''}"
+    return f"{code(_data_name(report) or '')}{f' (split {code(split)})' if split else ''}"
 
 
 def _environment(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -335,16 +305,6 @@ def _as_list(values: str | Sequence[str] | None) -> list[str] | None:
     return [values] if isinstance(values, str) else list(values) if values else None
 
 
-def _fence(text: str, least: int) -> str:
-    """Backticks enough that none inside the text can close them."""
-    return "`" * max(least, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-
-
 def _fenced(text: str, language: str) -> str:
-    fence = _fence(text, 3)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _code(text: str) -> str:
-    fence, text = _fence(text, 1), " ".join(text.split())
-    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+    mark = fence(text, 3)
+    return f"{mark}{language}\n{text.rstrip()}\n{mark}"

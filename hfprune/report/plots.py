@@ -12,9 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hfprune.report.tables import is_fraction, main_metric, metrics, title
+from hfprune.checkpoint.files import whole_file
+from hfprune.report.tables import GONE, is_fraction, main_metric, metrics, title
 
 BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9702b", "#8a8f98", "#24292f"
+KINDS = {"head": ORANGE, "neuron": BLUE, "width": "#4f9d69", "channel": "#7a5ea8"}
 PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
@@ -49,6 +51,42 @@ def sparsity_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8, zorder=0)
     axes.set_xlabel("zeros")
     axes.set_title(f"Zeros by tensor   (dashed: {overall:.1f} % of all {numel:,} values)", loc="left")
+    return _write(figure, path)
+
+
+def units_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Writes a PNG with one bar a coupled group, in the model's order from the top: how many of its units are left.
+
+    The file appears under its name only when it is complete. Up to 60 groups each bar carries its numbers; beyond 120
+    the height stays, and only every n-th bar carries its name.
+    """
+    groups = report["removed"]["groups"]
+    names = list(groups)
+    values = [100 * group["kept"] / max(1, group["units"]) for group in groups.values()]
+    count = max(1, len(names))
+    label_width = 0.075 * max((len(_short(name)) for name in names), default=0)
+    figure, axes = _figure(6.6 + label_width, min(1.7 + 0.26 * count, 24.0))
+    kinds = list(dict.fromkeys(group["kind"] for group in groups.values()))
+    axes.barh(range(len(names)), [100] * len(names), height=0.72, color="#eceff3", zorder=1)
+    for kind in kinds:
+        rows = [index for index, group in enumerate(groups.values()) if group["kind"] == kind]
+        color = KINDS.get(kind, BLUE)
+        axes.barh(rows, [values[row] for row in rows], height=0.72, color=color, zorder=2, label=f"{kind}s")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    every = max(1, -(-count // 120))
+    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]])
+    axes.tick_params(axis="y", length=0, labelsize=8 if count <= 90 else 7)
+    if count <= 60:
+        for index, group in enumerate(groups.values()):
+            axes.text(101, index, f"{group['kept']:,} of {group['units']:,}", va="center", fontsize=7.5, color=INK)
+    axes.set_xlim(0, 122 if count <= 60 else 100)
+    axes.set_xticks(range(0, 101, 20))
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("units kept")
+    before, after = (sum(group[key] for group in groups.values()) for key in ("units", "kept"))
+    axes.set_title(f"Units kept by group   ({after:,} of {before:,})", loc="left")
+    if len(kinds) > 1:
+        axes.legend(frameon=False, fontsize=8.5, ncols=4, loc="lower right", bbox_to_anchor=(1.01, 0.99))
     return _write(figure, path)
 
 
@@ -88,7 +126,7 @@ def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.margins(y=0.12)
-    axes.set_xlabel("pruned")
+    axes.set_xlabel(GONE[next((step.get("measured", "ratio") for _, step in points), "ratio")])
     axes.set_ylabel(title(name))
     axes.xaxis.set_major_formatter(PERCENT)
     if scale == 100:
@@ -137,10 +175,6 @@ def _paper() -> dict[str, Any]:
 
 def _write(figure: Figure, path: str | os.PathLike) -> Path:
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as side:
+        figure.savefig(side, format="png")
     return path

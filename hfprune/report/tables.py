@@ -14,6 +14,8 @@ from hfprune.profiling import human_bytes, human_count, human_ms
 FRACTIONS = {"accuracy", "acc", "f1", "precision", "recall", "auc", "exact", "iou", "wer", "cer", "top1", "top5"}
 BOOKKEEPING = {"runtime", "samples_per_second", "steps_per_second", "epoch", "model_preparation_time"}
 UNKNOWN = "–"
+GONE = {"ratio": "pruned", "params": "parameters removed", "macs": "MACs removed", "latency": "time saved"}
+"""What a step's target and achieved are fractions of, by its `measured`."""
 
 
 class Rows(NamedTuple):
@@ -101,7 +103,9 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
         for number, (step, (before, after)) in enumerate(zip(steps, values, strict=True), start=1)
     ]
     words = title(name)
-    return Rows(("step", "target", "reached", f"{words}, pruned", f"{words}, fine-tuned", "epochs", "seconds"), rows)
+    measured = next((step.get("measured", "ratio") for step in steps), "ratio")
+    target = "target" if measured == "ratio" else f"target, {GONE[measured]}"
+    return Rows(("step", target, "reached", f"{words}, pruned", f"{words}, fine-tuned", "epochs", "seconds"), rows)
 
 
 def sparsity_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
@@ -115,6 +119,31 @@ def sparsity_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
     if len(entries) > 1:
         rows.append(_sparsity_row("all of these", list(entries.values()), ""))
     return Rows(("tensor", "zeros", "values", "sparsity", "pattern"), rows)
+
+
+def removed_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
+    """One row a coupled group in the model's order, at most `most` of them (those that lost most), then the rest and
+    the whole; no rows where nothing was removed."""
+    removed = report.get("removed") or {}
+    groups = removed.get("groups") or {}
+    shown = set(sorted(groups, key=lambda name: groups[name]["kept"] - groups[name]["units"])[:most])
+    rows = [_group_row(name, [group], group["kind"]) for name, group in groups.items() if name in shown]
+    rest = [group for name, group in groups.items() if name not in shown]
+    if rest:
+        rows.append(_group_row(f"{len(rest)} more", rest, ""))
+    if len(groups) > 1:
+        rows.append(_group_row("all of these", list(groups.values()), ""))
+    if removed.get("blocks"):
+        gone = len(removed["dropped"])
+        rows.append(
+            _group_row("residual blocks", [{"units": removed["blocks"], "kept": removed["blocks"] - gone}], "layer")
+        )
+    return Rows(("group", "kind", "units", "kept", "removed"), rows)
+
+
+def removed_table(report: Mapping[str, Any], most: int = 20) -> Table:
+    """What was removed, one row a group, for `rich.print`."""
+    return as_table(removed_rows(report, most))
 
 
 def comparison_table(report: Mapping[str, Any]) -> Table:
@@ -198,3 +227,8 @@ def _ratio(old: float | None, new: float | None) -> str:
 def _sparsity_row(label: str, entries: Sequence[Mapping[str, Any]], pattern: str) -> tuple[str, ...]:
     zeros, numel = sum(e["zeros"] for e in entries), sum(e["numel"] for e in entries)
     return label, f"{zeros:,}", f"{numel:,}", percent(zeros / numel if numel else None), pattern
+
+
+def _group_row(label: str, groups: Sequence[Mapping[str, Any]], kind: str) -> tuple[str, ...]:
+    before, after = sum(g["units"] for g in groups), sum(g["kept"] for g in groups)
+    return label, kind, f"{before:,}", f"{after:,}", percent(1 - after / before if before else None)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from hfprune.training.optimizer import check_live
+
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
 
@@ -33,10 +35,20 @@ class MovementCallback(TrainerCallback):
         scaler = getattr(trainer.accelerator, "scaler", None)
         # Clipping has unscaled the gradients of fp16 training already.
         scale = scaler.get_scale() if scaler is not None and not args.max_grad_norm else 1.0
-        for name, weight in trainer.pruner.weights.items():
+        for name, weight in trainer.method.weights.items():
             if weight.parameter.grad is not None:
                 product = weight.parameter.float() * weight.parameter.grad.float() / scale
                 trainer.history[name] = trainer.history[name] + product if name in trainer.history else product
+
+
+class LiveParametersCallback(TrainerCallback):
+    """Makes sure, at the begin of every phase, that what is trained is what the model is made of."""
+
+    def __init__(self, own_optimizer: bool):
+        self.own_optimizer = own_optimizer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        check_live(model, optimizer, all_of_them=not self.own_optimizer)
 
 
 class GradualCallback(TrainerCallback):

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hfprune.criteria.calibration import loss_from
+from hfprune.errors import ConfigError
 
 
 class LossTrainer(Trainer):
@@ -26,6 +27,9 @@ class LossTrainer(Trainer):
             # The names of the inputs are the module's own affair: they are passed by position.
             args.remove_unused_columns = False
             args.label_names = args.label_names or ["labels"]
+            if args.label_smoothing_factor:
+                kind = type(model).__name__
+                raise ConfigError(f"training.label_smoothing_factor: needs a model that has a config; {kind} has none")
         super().__init__(model, args, *others, **kwargs)
 
     def compute_loss(

@@ -14,7 +14,7 @@ class Phase:
 
     Attributes:
         number: counted from 1.
-        target: the fraction of units gone in this phase.
+        target: the fraction gone in this phase, of what the target measures.
         epochs, steps: how long it fine-tunes at most; None stands for what TrainingArguments say.
         patience: evaluations without improvement after which it ends; None for no such end.
         learning_rate: None stands for TrainingArguments'.
@@ -32,9 +32,8 @@ class Phase:
     every: int = 0
 
 
-def phases_of(config: PruningConfig) -> list[Phase]:
-    """The phases that a configuration asks for."""
-    targets = config.targets()
+def phases_of(config: PruningConfig, targets: list[float]) -> list[Phase]:
+    """The phases that a configuration asks for, with their cumulative targets."""
     recovery = config.recovery
 
     def phase(index: int, target: float, **more: Any) -> Phase:
@@ -59,10 +58,13 @@ class StepRecord:
 
     Attributes:
         phase: the phase it belongs to, counted from 1.
-        target: the fraction of units asked for, and `achieved` the fraction gone.
+        target: the fraction that was to go, and `achieved` the fraction gone.
         metric_before: evaluated right after pruning; None when nothing was evaluated.
         metric: evaluated at the phase's end, on the weights it leaves.
         epochs, seconds: what the phase took, scoring included.
+        measured: what target and achieved are fractions of: `ratio` (units), `params`, `macs` or `latency`.
+        units_gone, params, macs: removals only: the units gone so far, and what is left of the model.
+        note: where the target was not met: what stood in the way.
     """
 
     phase: int
@@ -72,6 +74,11 @@ class StepRecord:
     metric: dict[str, float] | None = None
     epochs: float = 0.0
     seconds: float = 0.0
+    measured: str = "ratio"
+    units_gone: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

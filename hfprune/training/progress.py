@@ -107,7 +107,7 @@ class PhaseProgress(TrainerCallback):
         if not phases:
             return "dense training"
         number = self.trainer.progress.phase + 1
-        return f"phase {number}/{len(phases)}: {self.trainer.achieved:.1%} pruned"
+        return f"phase {number}/{len(phases)}: {self.trainer.method.words(self.trainer.achieved)}"
 
     def _left(self, state: Any) -> str:
         """The time that the rest takes at this speed, if no phase ends early."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hfprune.config import Recovery, shrinks
 from hfprune.errors import ConfigError
@@ -111,15 +111,26 @@ class RecoveryCallback(TrainerCallback):
         self.weights = weights
 
 
-def monitored(
-    settings: Recovery, metric_for_best_model: str | None, greater_is_better: bool | None
-) -> tuple[str, bool]:
-    """The metric to watch, `eval_` included, and whether it is to grow."""
-    name = settings.monitor or metric_for_best_model or "loss"
+def monitored(settings: Recovery, args: TrainingArguments, eval_dataset: Any) -> tuple[str, bool]:
+    """The metric to watch, `eval_` included, and whether it is to grow.
+
+    Raises:
+        ConfigError: there are several evaluation sets, and the metric is of none of them.
+    """
+    said = settings.monitor or args.metric_for_best_model
+    name = (said or "loss").removeprefix("eval_")
+    if isinstance(eval_dataset, dict) and not name.startswith(tuple(f"{part}_" for part in eval_dataset)):
+        parts = list(eval_dataset)
+        if said or len(parts) != 1:
+            raise ConfigError(
+                f"pruning.recovery.monitor: '{name}' is measured on each of {', '.join(parts)}; name the one to watch, "
+                f"e.g. {parts[0]}_{name}"
+            )
+        name = f"{parts[0]}_{name}"
     greater = settings.greater_is_better
     if greater is None:
         greater = not shrinks(name)
         # TrainingArguments fill in True for every name that does not end in "loss": only False is somebody's word.
-        if name == metric_for_best_model and greater_is_better is False:
+        if said == args.metric_for_best_model and args.greater_is_better is False:
             greater = False
-    return name if name.startswith("eval_") else f"eval_{name}", greater
+    return f"eval_{name}", greater

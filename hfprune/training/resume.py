@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfprune.checkpoint.files import is_write_failure, sync, write_text
+from hfprune.checkpoint.files import is_write_failure, settle, sync, write_text
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.checkpoint.verify import tensor_files
@@ -83,6 +83,8 @@ class ResumableTrainer(LossTrainer):
                 rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             if _is_about_writing(error):
+                if self.args.should_save:
+                    _set_right(Path(folder))
                 raise CheckpointError(_not_written(folder, name, error)) from error
             raise
         finally:
@@ -129,10 +131,20 @@ class ResumableTrainer(LossTrainer):
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The latest whole checkpoint of a run's folder; what a killed process left half done is set right or removed."""
+    """The latest whole checkpoint of a run's folder; what a killed process left half done is set right or removed.
+
+    Where several processes run, all of them call this: the first sets right, the others wait for it.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        return None
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_rank() == 0:
+        _set_right(folder)
+    if together:
+        torch.distributed.barrier()
+    return _last_whole(folder)
+
+
+def _set_right(folder: Path) -> None:
     for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
         original = folder / replaced.name.removeprefix(_REPLACED)
         if original.exists():
@@ -141,6 +153,9 @@ def last_checkpoint(folder: str | Path) -> Path | None:
             replaced.rename(original)
     for half in folder.glob(f"{_SIDE}*"):
         shutil.rmtree(half, ignore_errors=True)
+
+
+def _last_whole(folder: Path) -> Path | None:
     found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
         if _is_whole(path):
@@ -161,8 +176,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _move_into_place(source: Path, target: Path) -> None:
-    for path in source.rglob("*"):
-        sync(path)
+    settle(source)
     aside = target.with_name(f"{_REPLACED}{target.name}")
     if target.exists():
         target.rename(aside)
@@ -177,6 +191,7 @@ def _is_about_writing(error: Exception) -> bool:
 
 
 def _not_written(folder: str, name: str, error: Exception) -> str:
-    last = last_checkpoint(folder)
+    # One process alone may have failed to write: the others are not waited for.
+    last = _last_whole(Path(folder))
     kept = f"the last good one is '{last}'" if last else "there is none before it"
     return f"output.folder: {name} could not be written ({' '.join(str(error).split())}); {kept}"

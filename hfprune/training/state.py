@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hfprune.checkpoint.files import write_text
+from hfprune.checkpoint.save import unshared
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
 from hfprune.training.phases import PruningState
@@ -37,10 +38,12 @@ def save_state(trainer: PruningTrainer, folder: Path) -> None:
         "pattern": trainer.masks.pattern,
         "state": trainer.progress.to_dict(),
     }
+    if (structure := trainer.method.state()) is not None:
+        values["structure"] = structure
     if len(trainer.masks):
         save_file(trainer.masks.state_dict(), folder / MASKS_FILE)
     if recovery is not None and recovery.weights is not None and not trainer.progress.done:
-        save_file(_unshared(recovery.weights), folder / BEST_FILE)
+        save_file(unshared(recovery.weights), folder / BEST_FILE)
     if trainer.history:
         save_file({name: value.contiguous() for name, value in trainer.history.items()}, folder / HISTORY_FILE)
     write_text(folder / STATE_FILE, json.dumps(values, indent=2) + "\n")
@@ -72,6 +75,7 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
                 f"pruning.{key}: the checkpoint '{folder}' was made with {json.dumps(value)}, not "
                 f"{json.dumps(now.get(key))}; resume with the same recipe, or begin anew without --resume"
             )
+    trainer.method.load(values.get("structure"))
     packed = load_file(folder / MASKS_FILE) if (folder / MASKS_FILE).is_file() else {}
     trainer.masks = MaskSet.from_state_dict(packed, trainer.model, values["pattern"])
     if trainer.masks.digest() != values["digest"]:
@@ -82,14 +86,3 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
     trainer.progress = PruningState.from_dict(values["state"])
     best = load_file(folder / BEST_FILE) if (folder / BEST_FILE).is_file() else None
     return best
-
-
-def _unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    result = {}
-    for name, value in weights.items():
-        shared = value.data_ptr() in seen
-        seen.add(value.data_ptr())
-        result[name] = value.clone() if shared else value.contiguous()
-    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,27 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block
+from hfprune.checkpoint.metadata import block_of, masks_from_block
 from hfprune.config import PruningConfig
-from hfprune.errors import CheckpointError, ConfigError, ModelError
+from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
+from hfprune.structure.pruner import StructuredPruner
 from hfprune.training.callbacks import (
     CountingCallback,
     GradualCallback,
+    LiveParametersCallback,
     MaskCallback,
     MovementCallback,
     SaveAfterEpochEnd,
 )
+from hfprune.training.masking import Masking
+from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
 from hfprune.training.progress import PhaseProgress
 from hfprune.training.recovery import RecoveryCallback, monitored
+from hfprune.training.removal import Removal
 from hfprune.training.resume import ResumableTrainer, last_checkpoint
 from hfprune.training.state import load_state, save_state
 
@@ -42,6 +45,7 @@ class PruningTrainer(ResumableTrainer):
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
     as it is. A phase lasts as `pruning.recovery` says, or else as long as `args` say. Optimizer and scheduler are new
     in every phase, masked weights stay zero whatever the optimizer, each phase ends on its best evaluated weights.
+    Structural granularities make the model smaller before each phase.
 
     Example:
         >>> trainer = PruningTrainer(
@@ -102,22 +106,27 @@ class PruningTrainer(ResumableTrainer):
 
     @property
     def achieved(self) -> float:
-        """The fraction of units that is gone now."""
+        """The fraction that is gone now, of what the target measures."""
         return self.progress.record.achieved if self.progress.record else 0.0
+
+    @property
+    def pruner(self) -> Pruner | StructuredPruner:
+        """What the configuration means for the model."""
+        return self.method.pruner
 
     def _prepare_pruning(self) -> None:
         config = self.pruning
-        self.pruner = Pruner(self.model, config, seed=self.args.seed)
-        self.phases = phases_of(config)
+        self.method = Removal(self) if config.is_structural else Masking(self)
+        self.phases = phases_of(config, self.method.targets())
         self._check_lengths()
         if config.recovery.patience is not None and self.eval_dataset is None:
             raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
         if self.pruner.needs_data and self.train_dataset is None:
             raise ConfigError(f"pruning.criterion: '{config.criterion_name}' needs a train_dataset; or use 'l1'")
-        self._own_optimizer = copy.deepcopy(self.optimizer.state_dict()) if self.optimizer else None
-        self._own_scheduler = copy.deepcopy(self.lr_scheduler.state_dict()) if self.lr_scheduler else None
+        self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
+        self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
         if self.eval_dataset is not None:
-            monitor, greater = monitored(config.recovery, self.args.metric_for_best_model, self.args.greater_is_better)
+            monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
             self.add_callback(self.recovery)
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
@@ -193,14 +202,17 @@ class PruningTrainer(ResumableTrainer):
         if folder is None:
             return
         weights = load_state(self, Path(folder))
+        self.phases = phases_of(self.pruning, self.method.targets())
+        if self.progress.record is not None:
+            # Loading looks at what the model says of itself.
+            self.method.annotate(self.achieved)
         if self.progress.done:
             self._load_from_checkpoint(folder)
             self.state = type(self.state).load_from_json(str(Path(folder) / "trainer_state.json"))
             self.state.is_world_process_zero = self.is_world_process_zero()
             self.state.is_local_process_zero = self.is_local_process_zero()
+            self.method.annotate(self.achieved)
         self.masks.bind(self.model)
-        if self.progress.record is not None:
-            annotate(self.model, self.pruning, self.masks, self.achieved, self.base_model)
         if self.recovery is not None:
             patience = self.phases[self.progress.phase].patience
             self.recovery.load(self.progress.best, weights, patience)
@@ -216,7 +228,7 @@ class PruningTrainer(ResumableTrainer):
         outputs = []
         with self._phase_arguments(phase):
             if self._phase_trains(phase):
-                self._reset_for_phase()
+                self.reset_for_phase()
                 self._began = began
                 outputs.append(super().train(folder, trial, ignore_keys))
                 # What trained on is in the model's own memory now, also where a wrapper held it.
@@ -234,8 +246,8 @@ class PruningTrainer(ResumableTrainer):
         if phase.gradual:
             self.progress.record = StepRecord(phase.number, 0.0, 0.0)
             return
-        self._prune_to(phase.target)
-        record = StepRecord(phase.number, phase.target, self._fraction_gone())
+        achieved = self._prune_to(phase.target)
+        record = StepRecord(phase.number, phase.target, achieved, **self.method.facts())
         self.progress.record = record
         if self.recovery is not None:
             metrics = self.evaluate(ignore_keys=ignore_keys)
@@ -265,35 +277,24 @@ class PruningTrainer(ResumableTrainer):
         self.progress.epoch_offset = self.state.epoch or self.progress.epoch_offset
         self.progress.done = True
 
-    def _prune_to(self, target: float) -> None:
-        data = self._calibration_batches() if self.pruner.needs_data else None
-        self.masks = self.pruner.select(
-            target, self.masks, data=data, loss=self._calibration_loss, history=self.history or None
-        )
-        if len(set(gather_object([self.masks.digest()]))) > 1:
-            raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")
-        self.masks.apply(self.model)
-        annotate(self.model, self.pruning, self.masks, self._fraction_gone(target), self.base_model)
-        logs = {"target_sparsity": target, "sparsity": self.masks.zeros / max(1, self.masks.numel)}
+    def _prune_to(self, target: float) -> float:
+        achieved = self.method.prune_to(target)
         if self.state.epoch is not None or self.state.global_step:
-            self.log(logs)
+            self.log(self.method.logs(target, achieved))
+        return achieved
 
     def prune_inside(self, target: float) -> None:
         """Gradual pruning: reaches the next target inside the running phase."""
-        self._prune_to(target)
+        achieved = self._prune_to(target)
         progress, phase = self.progress, self.phases[self.progress.phase]
         progress.reached += 1
-        progress.record.target, progress.record.achieved = target, self._fraction_gone(target)
-        progress.records.append(StepRecord(phase.number, target, progress.record.achieved))
+        progress.record.target, progress.record.achieved = target, achieved
+        progress.records.append(StepRecord(phase.number, target, achieved))
         if self.recovery is not None and progress.reached == len(phase.gradual):
             # Weights of different sparsity don't compare: the best counts from the last target on.
             self.recovery.begin(phase.patience)
 
-    def _fraction_gone(self, target: float | None = None) -> float:
-        target = self.phases[self.progress.phase].target if target is None else target
-        return max(self.pruner.wanted(target), self.pruner.gone(self.masks)) / self.pruner.total_units
-
-    def _calibration_batches(self) -> Any:
+    def calibration_batches(self) -> Any:
         """A few training batches for the criterion, drawn by the seed apart from training's own order."""
         size = self.pruner.criterion.batches * self._train_batch_size * max(1, self.args.world_size)
         dataset = self.train_dataset
@@ -305,7 +306,8 @@ class PruningTrainer(ResumableTrainer):
             dataset = select(chosen) if select else torch.utils.data.Subset(dataset, chosen)
         return self._get_dataloader(dataset, description="calibration", batch_size=self._train_batch_size)
 
-    def _calibration_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def calibration_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """Training's own loss on a batch."""
         with self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(batch))
 
@@ -342,21 +344,13 @@ class PruningTrainer(ResumableTrainer):
             self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
         )
 
-    def _reset_for_phase(self) -> None:
+    def reset_for_phase(self) -> None:
         """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._forget_preparation()
         self.model_wrapped = self.model
-        if self._own_optimizer is not None:
-            self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            self.optimizer.state.clear()
-            self.optimizer.load_state_dict(copy.deepcopy(self._own_optimizer))
-        else:
-            self.optimizer = None
-        if self._own_scheduler is not None:
-            self.lr_scheduler.load_state_dict(copy.deepcopy(self._own_scheduler))
-        else:
-            self.lr_scheduler = None
+        plan = self.pruner.plan if self.pruning.is_structural else None
+        self.optimizer, self.lr_scheduler = self._own.renewed(self.optimizer, self.lr_scheduler, self.model, plan)
         self.accelerator.free_memory()
         self.masks.bind(self.model)
 

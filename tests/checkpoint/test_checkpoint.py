@@ -15,8 +15,22 @@ import hfprune
 from hfprune import PruningConfig
 from hfprune.checkpoint import read_block
 from hfprune.checkpoint.metadata import block_of, masks_from_block
+from hfprune.checkpoint.timm import wrap_timm
 from hfprune.errors import CheckpointError
-from tests.support.models import CNN, MLP, TINY, Tied, gpt2, images, llama, logits, timm_vit, vectors, vit
+from tests.support.models import (
+    CNN,
+    MLP,
+    TINY,
+    Tied,
+    gpt2,
+    images,
+    llama,
+    logits,
+    timm_coat,
+    timm_vit,
+    vectors,
+    vit,
+)
 
 HALF = PruningConfig(target=0.5)
 
@@ -145,6 +159,19 @@ def test_timm_loads_in_both_libraries(tmp_path, name):
     hfprune.save_pretrained(wrapped, tmp_path / "again")
     assert hfprune.verify(tmp_path / "again").ok
     assert read_block(tmp_path / "again")["sparsity"] == read_block(tmp_path)["sparsity"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_timm_model_that_shares_tensors(tmp_path, wrapped):
+    model = timm_coat()
+    hfprune.prune(model, PruningConfig(target=0.5))
+    pictures = images(size=32)[0]
+    expected = model(pictures)
+    hfprune.save_pretrained(wrap_timm(model) if wrapped else model, tmp_path)
+    assert hfprune.verify(tmp_path).ok
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(pictures), expected)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pictures).logits, expected)
 
 
 def test_own_modules_as_class_function_or_instance(tmp_path):
@@ -309,6 +336,19 @@ def test_a_zero_that_no_longer_is(folder):
     assert not hfprune.verify(folder).ok
     assert refusal(hfprune.from_pretrained, folder) == f"'{folder}' does not match its metadata: {problem}"
     assert hfprune.from_pretrained(folder, check=False) is not None
+
+
+def test_zeros_beyond_those_recorded_are_counted_and_no_harm(folder):
+    name = first(folder)
+
+    def change(tensors):
+        flat = tensors[name].view(-1)
+        flat[flat.nonzero()[:3]] = 0.0
+
+    assert hfprune.verify(folder).more_zeros == 0
+    retouch(folder, change)
+    assert hfprune.verify(folder).ok
+    assert hfprune.verify(folder).more_zeros == 3
 
 
 def test_zeros_in_other_places(folder):

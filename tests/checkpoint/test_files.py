@@ -1,6 +1,8 @@
 """Files are whole or not there: a full disk, a failure or a read-only folder harm nothing."""
 
 import hashlib
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +117,17 @@ def test_text_is_old_or_new(tmp_path):
         write_text(path, "\ud800")
     assert path.read_text(encoding="utf-8") == "ünï"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "vit", "timm_vit"])
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_mode_that_the_umask_says(tmp_path, name, umask):
+    before = os.umask(umask)
+    try:
+        hfprune.save_pretrained(TINY[name].build(), tmp_path / "model")
+        write_text(tmp_path / "model" / "note.txt", "x")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert set(modes) >= {"model.safetensors", "config.json", "note.txt"}
+    assert set(modes.values()) == {0o666 & ~umask}

@@ -167,6 +167,16 @@ def test_a_running_text_keeps_its_order(tmp_path):
         ({"eval_split": "tets"}, ConfigError, r"data\.eval_split: .*no split 'tets'; did you mean 'test'"),
         ({"eval_split": "train"}, ConfigError, r"data\.eval_split: 'train' is the training split"),
         ({"task": "text-classification"}, ConfigError, r"data\.text_columns: no column of 'digits' looks like text"),
+        (
+            {"label_column": "image"},
+            ConfigError,
+            r"data\.label_column: 'image' is the column of the image; name another",
+        ),
+        (
+            {"task": "causal-lm", "text_columns": ["label"]},
+            ConfigError,
+            r"data\.text_columns: 'label' .*ClassLabel, which is no text",
+        ),
         ({"task": "causal-lm", "text_columns": ["a", "b"]}, ConfigError, r"data\.text_columns: causal-lm takes 1 to 1"),
     ],
 )
@@ -195,6 +205,17 @@ def test_labels_that_are_no_classes(tmp_path, labels, line):
     write_csv(tmp_path / "all.csv", ["text", "label"], [("t", label) for label in labels])
     with pytest.raises(DataError, match=line):
         opened(tmp_path / "all.csv", task="text-classification")
+
+
+def test_labels_that_are_images(tmp_path):
+    write_images(tmp_path / "pictures", ["a"])
+    files = sorted(str(path) for path in (tmp_path / "pictures").rglob("*.png"))
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    for split in ("train", "test"):
+        rows = datasets.Dataset.from_dict({"image": files, "mask": files}, features=features)
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"data\.label_column: labels of .* are Image, which are no classes"):
+        opened(tmp_path, image_column="image", label_column="mask")
 
 
 def test_paths_that_are_wrong(tmp_path):

@@ -110,19 +110,11 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
-def vit() -> ViTForImageClassification:
+def vit(**options: Any) -> ViTForImageClassification:
     """Its tensors bear other names on disk."""
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            image_size=8,
-            patch_size=4,
-            num_labels=CLASSES,
-        )
-    ).eval()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    images = {"image_size": 8, "patch_size": 4, "num_labels": CLASSES}
+    return ViTForImageClassification(ViTConfig(**sizes | images | options)).eval()
 
 
 def bert() -> BertForSequenceClassification:
@@ -146,14 +138,14 @@ def gpt2() -> GPT2LMHeadModel:
     ).eval()
 
 
-def llama(**options: Any) -> LlamaForCausalLM:
+def llama(layers: int = 2, **options: Any) -> LlamaForCausalLM:
     """Two query heads a key and value head."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=TOKENS,
             hidden_size=16,
             intermediate_size=24,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=16,
@@ -171,6 +163,13 @@ def timm_vit() -> nn.Module:
 def timm_resnet() -> nn.Module:
     return timm.create_model(
         "resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 12, 12], stem_width=8, num_classes=CLASSES
+    ).eval()
+
+
+def timm_coat() -> nn.Module:
+    """Blocks of one stage share their position encoding."""
+    return timm.create_model(
+        "coat_tiny", img_size=32, embed_dims=[8] * 4, serial_depths=[2] * 4, num_heads=8, num_classes=CLASSES
     ).eval()
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import TrainingArguments, ViTForImageClassification
 
 from hfprune import PruningTrainer
+from tests.support.models import vit
 
 
 class Digits(torch.utils.data.Dataset):
@@ -29,20 +30,10 @@ class Digits(torch.utils.data.Dataset):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def tiny_vit(seed: int = 0, dropout: float = 0.1) -> ViTForImageClassification:
-    torch.manual_seed(seed)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=48,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        num_labels=10,
-        hidden_dropout_prob=dropout,
-    )
-    return ViTForImageClassification(config)
+def tiny_vit(dropout: float = 0.1) -> ViTForImageClassification:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48}
+    return vit(**sizes, num_channels=1, num_labels=10, hidden_dropout_prob=dropout)
 
 
 class PlainNet(nn.Module):

@@ -15,7 +15,7 @@ from hfprune.checkpoint import read_block
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import os, sys
+import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from tests.training.setup import make_trainer, tiny_vit
@@ -34,8 +34,7 @@ if dist.is_initialized():
     assert len(set(digests)) == 1
 trainer.save_model(str(folder / "saved"))
 trainer.accelerator.wait_for_everyone()
-# Everything is checked and saved by now: gloo's own threads may abort while the interpreter takes them down.
-os._exit(0)
+trainer.accelerator.end_training()
 """
 
 
@@ -67,3 +66,63 @@ def test_two_processes_prune_alike_and_like_one(tmp_path, criterion, every):
     # The sums of two processes round differently from one's: single ties at the threshold may fall the other way.
     assert different <= 1e-3 * total
     assert sum(int(v.sum()) for v in one.values()) == sum(int(v.sum()) for v in two.values()) == round(0.8 * total)
+
+
+REMOVAL = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from hfprune.errors import ModelError
+from tests.training.setup import make_trainer, tiny_vit
+
+folder, target, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+trainer = make_trainer(
+    folder, tiny_vit(dropout=0.0), per_device_train_batch_size=32 // processes, learning_rate=1e-2, optim="sgd",
+    pruning={"criterion": "taylor", "granularity": ["head", "neuron"], "target": {target: 0.6}, "round_to": 1},
+)
+trainer.train()
+if dist.is_initialized():
+    weights = [None] * processes
+    dist.all_gather_object(weights, {name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    pruner = trainer.pruner
+    if target == "macs":
+        choose = type(pruner).__mro__[1].choose
+        def other(self, *args, **options):
+            choice = choose(self, *args, **options)
+            choice.blocks = [str(dist.get_rank())]
+            return choice
+        type(pruner).__mro__[1].choose = other
+        try:
+            pruner.step(0.5, data=trainer.calibration_batches(), loss=trainer.calibration_loss)
+            raise AssertionError
+        except ModelError as error:
+            assert "the processes chose different units" in str(error), error
+trainer.save_model(str(folder / "saved"))
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.parametrize("target", ["macs", "latency"])
+def test_two_processes_remove_alike(tmp_path, target):
+    shapes = []
+    for processes in (1, 2) if target == "macs" else (2,):
+        script = tmp_path / "remove.py"
+        script.write_text(REMOVAL)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher = torchrun if processes > 1 else [sys.executable]
+        folder = tmp_path / f"run-{processes}"
+        done = subprocess.run(
+            [*launcher, str(script), str(folder), target, str(processes)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        shapes.append({name: value.shape for name, value in load_file(folder / "saved" / "model.safetensors").items()})
+    assert all(found.keys() == shapes[0].keys() for found in shapes)
+    total = [sum(shape.numel() for shape in found.values()) for found in shapes]
+    assert max(total) <= 1.05 * min(total)

@@ -137,6 +137,24 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path):
     assert last_checkpoint(tmp_path) == good
 
 
+def test_one_process_sets_right_and_the_others_wait_for_it(tmp_path, monkeypatch):
+    make_trainer(tmp_path).train()
+    good = last_checkpoint(tmp_path)
+    aside = good.with_name(f".replaced-{good.name}")
+    good.rename(aside)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: aside.rename(good))
+    assert last_checkpoint(tmp_path) == good
+
+
+def test_checkpoints_have_the_mode_of_new_files(tmp_path):
+    make_trainer(tmp_path).train()
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in last_checkpoint(tmp_path).iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_another_configuration_is_refused_by_its_key(tmp_path):
     make_trainer(tmp_path).train()
     with pytest.raises(CheckpointError, match=r"pruning.target: .*\"ratio\": 0.8.*begin anew without --resume"):

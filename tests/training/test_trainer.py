@@ -62,8 +62,9 @@ def test_masks_only_grow(tmp_path):
     prune = trainer._prune_to
 
     def watched(target):
-        prune(target)
+        achieved = prune(target)
         held.append(copy.deepcopy(trainer.masks.kept))
+        return achieved
 
     trainer._prune_to = watched
     trainer.train()
@@ -469,6 +470,18 @@ def test_an_unmeasured_monitor_is_named_with_the_nearest(tmp_path):
     trainer = make_trainer(tmp_path, pruning={"recovery": {"epochs": 1, "monitor": "acuracy"}})
     with pytest.raises(ConfigError, match="recovery.monitor: 'acuracy' is not measured; did you mean 'accuracy'"):
         trainer.train()
+
+
+def test_of_several_evaluation_sets_the_recipe_names_the_one_to_watch(tmp_path):
+    sets = {"easy": Digits(1000, 1064), "hard": Digits(1100, 1164)}
+    line = "monitor: 'loss' is measured on each of easy, hard; name the one to watch, e.g. easy_loss"
+    with pytest.raises(ConfigError, match=line):
+        make_trainer(tmp_path, eval_dataset=sets)
+    one = make_trainer(tmp_path, eval_dataset={"easy": sets["easy"]})
+    assert one.recovery.monitor == "eval_easy_loss"
+    named = make_trainer(tmp_path, eval_dataset=sets, pruning={"recovery": {"epochs": 1, "monitor": "hard_accuracy"}})
+    named.train()
+    assert {"easy_accuracy", "hard_accuracy"} <= set(named.steps[-1].metric)
 
 
 def test_a_loss_that_is_not_a_number_stops_before_it_reaches_a_weight(tmp_path):

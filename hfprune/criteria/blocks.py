@@ -1,0 +1,21 @@
+"""Criteria of whole blocks: block_influence."""
+
+from __future__ import annotations
+
+import torch
+
+from hfprune.criteria.criterion import Criterion, register_criterion
+from hfprune.errors import ConfigError
+
+
+@register_criterion("block_influence")
+class BlockInfluence(Criterion):
+    """1 - cos(hidden in, hidden out) of a residual block, over calibration batches (ShortGPT, arXiv 2403.03853).
+
+    It scores blocks, not weights: for granularity `layer`.
+    """
+
+    of_blocks = True
+
+    def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        raise ConfigError("pruning.criterion: 'block_influence' scores whole blocks; use it with granularity: layer")

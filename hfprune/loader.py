@@ -1,0 +1,74 @@
+"""What `import hfprune` puts into transformers: plain `from_pretrained` then rebuilds pruned models.
+
+The hook is the one that transformers offers to every compression method. This module is imported as soon as
+transformers has loaded its registry, so it costs next to nothing; the work is done in `hfprune.checkpoint`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+METHOD = "hfprune"
+
+
+class PrunedConfig(QuantizationConfigMixin):
+    """Says in config.json that a model needs hfprune to load. The facts stand beside it, in the block `hfprune`."""
+
+    def __init__(self, **_: Any):
+        self.quant_method = METHOD
+
+
+class PrunedLoader(HfQuantizer):
+    """Rebuilds a pruned model between the construction of its skeleton and the loading of its tensors."""
+
+    rebuild: Any = None
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The last sight of the config before the model is built: the skeleton is the dense model's."""
+        from hfprune.checkpoint import plugin
+
+        return plugin.dense_config(config)
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **kwargs: Any) -> Any:
+        from hfprune.checkpoint import plugin
+
+        self.rebuild = plugin.prepare(model, checkpoint_files)
+        return model
+
+    def postprocess_model(self, model: Any, **kwargs: Any) -> Any:
+        """Finishes the model, which is then an ordinary one: trainable, castable, and saved by transformers alone."""
+        from hfprune.checkpoint import plugin
+
+        self.remove_quantization_config(model)
+        plugin.finish(model, self.rebuild)
+        model.config.quantization_config = self.quantization_config
+        self.rebuild = None
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(PrunedConfig)
+    register_quantizer(METHOD)(PrunedLoader)

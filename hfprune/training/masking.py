@@ -1,0 +1,88 @@
+"""Masking: a pruning step of the trainer that holds weights at zero."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+
+from hfprune.checkpoint.metadata import annotate
+from hfprune.errors import ModelError
+from hfprune.pruner import Pruner
+from hfprune.weights import Weight
+
+if TYPE_CHECKING:
+    from hfprune.training.trainer import PruningTrainer
+
+
+class Masking:
+    """Scores, selects and masks; `Removal` is its counterpart, with the same methods."""
+
+    measured = "ratio"
+    """What the targets count."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+        self.pruner = Pruner(trainer.model, trainer.pruning, seed=trainer.args.seed)
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """What is scored, by name."""
+        return self.pruner.weights
+
+    def targets(self) -> list[float]:
+        """The cumulative fraction gone after each step."""
+        return self.trainer.pruning.targets()
+
+    def prune_to(self, target: float) -> float:
+        """Prunes to a cumulative target.
+
+        Returns:
+            The fraction that is gone now.
+
+        Raises:
+            ModelError: the processes of a run chose differently; nothing is changed.
+        """
+        trainer = self.trainer
+        masks = self.pruner.select(
+            target,
+            trainer.masks,
+            data=trainer.calibration_batches() if self.pruner.needs_data else None,
+            loss=trainer.calibration_loss,
+            history=trainer.history or None,
+        )
+        if len(set(gather_object([masks.digest()]))) > 1:
+            raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")
+        trainer.masks = masks.apply(trainer.model)
+        achieved = max(self.pruner.wanted(target), self.pruner.gone(masks)) / self.pruner.total_units
+        self.annotate(achieved)
+        return achieved
+
+    def annotate(self, achieved: float) -> None:
+        """Writes what was done into the model's block."""
+        trainer = self.trainer
+        annotate(trainer.model, trainer.pruning, trainer.masks, achieved, trainer.base_model)
+
+    def logs(self, target: float, achieved: float) -> dict[str, float]:
+        """What a step logs."""
+        masks = self.trainer.masks
+        return {"target_sparsity": target, "sparsity": masks.zeros / max(1, masks.numel)}
+
+    def words(self, achieved: float) -> str:
+        """What is gone, for a person."""
+        return f"{achieved:.1%} pruned"
+
+    def facts(self) -> dict[str, Any]:
+        """What a step's record says beside target and achieved."""
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        """What the run's report says beside its steps."""
+        return {}
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint holds beside the masks."""
+        return None
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Takes up what `state` gave."""

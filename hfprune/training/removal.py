@@ -1,0 +1,267 @@
+"""Removal: a pruning step of the trainer after which the model is physically smaller."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from hfprune.checkpoint.metadata import annotate, plan_of
+from hfprune.checkpoint.rebuild import rebuild, unchanged_on_error
+from hfprune.errors import CheckpointError, ConfigError, ModelError
+from hfprune.masks import MaskSet
+from hfprune.structure.choices import Choice, Dense, by_cost, by_ratio
+from hfprune.structure.plan import Plan
+from hfprune.structure.pruner import StructuredPruner
+from hfprune.structure.record import dense_path, followed_by
+from hfprune.structure.scores import scored_weights
+from hfprune.weights import Weight
+
+if TYPE_CHECKING:
+    from hfprune.training.trainer import PruningTrainer
+
+MEASURES = {"ratio": "units", "params": "parameters", "macs": "MACs", "latency": "time"}
+"""What a target counts, in words."""
+
+
+_STATE = {"plan", "shapes", "dense", "kept", "tried", "impossible_blocks"}
+
+
+class Removal:
+    """Scores, selects and removes; `Masking` is its counterpart, with the same methods.
+
+    Raises:
+        ConfigError: the target can't be reached, or the trainer shards the model.
+        ModelError: the model's structure can't be analysed.
+    """
+
+    def __init__(self, trainer: PruningTrainer):
+        self.trainer = trainer
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ConfigError("pruning.granularity: units are removed from whole tensors, and this run shards them; "
+                              "prune in one process or under DDP")  # fmt: skip
+        self.note = ""
+        self.base = plan_of(trainer.model)
+        self.given = {name: tuple(value.shape) for name, value in _tensors(trainer.model).items()}
+        self.pruner = AgreedPruner(
+            trainer.model, trainer.pruning, example_of(trainer), seed=trainer.args.seed, trial=False
+        )
+        self.pruner.check_reachable(self.targets()[-1])
+
+    @property
+    def measured(self) -> str:
+        """What the targets count."""
+        return self.pruner.measured
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """What is scored, by name."""
+        self.pruner.look()
+        return scored_weights(self.trainer.model, self.pruner.groups.values())
+
+    def targets(self) -> list[float]:
+        """The cumulative fraction gone after each step."""
+        return self.pruner.targets()
+
+    def prune_to(self, target: float) -> float:
+        """Removes units to a cumulative target, and proves it.
+
+        Returns:
+            The fraction that is gone now, of what the target measures.
+
+        Raises:
+            ModelError: the processes of a run chose differently, or the removal does not prove equal; nothing is
+                changed.
+        """
+        trainer = self.trainer
+        trainer.reset_for_phase()
+        choice = self._step(target)
+        if len(trainer.masks):
+            # What is held at zero was cut along with the rest: the zeros that are left say where it is.
+            trainer.masks = MaskSet.from_zeros(trainer.model, list(trainer.masks), trainer.masks.pattern)
+            trainer.masks.bind(trainer.model)
+        trainer.history, self.note = {}, choice.note
+        self.annotate(choice.reached)
+        return choice.reached
+
+    def _step(self, target: float) -> Choice:
+        trainer = self.trainer
+        return self.pruner.step(
+            target,
+            data=trainer.calibration_batches() if self.pruner.needs_data else None,
+            loss=trainer.calibration_loss,
+            history=trainer.history or None,
+        )
+
+    def annotate(self, achieved: float) -> None:
+        """Writes what was done into the model's block."""
+        trainer, plan = self.trainer, self.pruner.plan
+        whole = plan if self.base is None else followed_by(self.base, plan)
+        annotate(trainer.model, trainer.pruning, trainer.masks, achieved, trainer.base_model, whole)
+
+    def logs(self, target: float, achieved: float) -> dict[str, float]:
+        """What a step logs."""
+        facts = self.facts()
+        named = {"units_gone": facts["units_gone"], "params": facts["params"], "macs": facts["macs"]}
+        return {f"target_{self.measured}_gone": target, f"{self.measured}_gone": achieved, **named}
+
+    def words(self, achieved: float) -> str:
+        """What is gone, for a person."""
+        pruner = self.pruner
+        units = f"{pruner.gone_units():,} of {pruner.total_units:,} units"
+        if self.measured == "ratio":
+            return f"{units} removed ({achieved:.1%})"
+        return f"{achieved:.1%} of the {MEASURES[self.measured]} removed ({units})"
+
+    def facts(self) -> dict[str, Any]:
+        """What a step's record says beside target and achieved."""
+        gone, costs = self.pruner.gone_units(), self.pruner.costs
+        return {
+            "measured": self.measured,
+            "units_gone": gone,
+            "params": round(costs.params()),
+            "macs": round(costs.macs()),
+            "note": self.note,
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What the run's report says beside its steps: every group with its units before and after, and the blocks."""
+        kinds = self.pruner.dense.kinds
+        groups = {
+            name: {"kind": kinds.get(name, "channel"), "units": before, "kept": after}
+            for name, (before, after) in self.pruner.group_sizes().items()
+        }
+        return {
+            "removed": {
+                "measured": self.measured,
+                "groups": groups,
+                "blocks": self.pruner.dense.blocks,
+                "dropped": list(self.pruner.plan.dropped),
+            }
+        }
+
+    def preview(self, target: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a step to a target would leave: its report and its facts. The model is put back as it was."""
+        try:
+            self.note = self._step(target).note
+            return self.report(), self.facts()
+        finally:
+            self.pruner.undo()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights, so that the model given becomes the small one again."""
+        plan = self.pruner.plan
+        shapes = {name: tuple(value.shape) for name, value in _tensors(self.trainer.model).items()}
+        cut = {name: shape for name, shape in shapes.items() if self.given.get(dense_path(plan, name)) != shape}
+        return {"plan": plan.to_dict(), "shapes": cut, **self.pruner.state()}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Makes the model given as small as a checkpoint's, whose weights are then still to be loaded.
+
+        Raises:
+            CheckpointError: the checkpoint is of another model, or the trainer's is smaller already.
+        """
+        if not isinstance(state, dict) or not state.keys() >= _STATE:
+            raise CheckpointError("the checkpoint does not say what was removed; it is not one of a removal")
+        plan = Plan.from_dict(state["plan"])
+        shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
+        now = {name: tuple(value.shape) for name, value in _tensors(self.trainer.model).items()}
+        if self.pruner.plan != plan or any(now.get(name) != shape for name, shape in shapes.items()):
+            if now != self.given:
+                raise CheckpointError("the trainer's model is smaller already; resume with a new one around the "
+                                      "model that the run began with")  # fmt: skip
+            with unchanged_on_error(self.trainer.model):
+                rebuild(self.trainer.model, plan, shapes)
+        self.pruner.load(plan, state)
+
+
+class AgreedPruner(StructuredPruner):
+    """A StructuredPruner that chooses alike in all processes of a run, and goes on from a checkpoint."""
+
+    def look(self) -> None:
+        """Analyses the model anew where something was removed."""
+        if self._stale:
+            self._look()
+
+    def targets(self) -> list[float]:
+        timed = self.measured == "latency" and self.dense.latency is None
+        found = super().targets()
+        if timed and self.dense.latency is not None:  # every process measures its own time: the first one's counts
+            self.dense.latency = _of_the_first(self.dense.latency)
+            found = super().targets()
+        return found
+
+    def choose(self, target: float, **options: Any) -> Choice:
+        choice = super().choose(target, **options)
+        if self.measured == "latency" or getattr(self.criterion, "of_blocks", False):
+            choice = _of_the_first(choice)
+            self.dense.latency = _of_the_first(self.dense.latency)
+        if len(set(gather_object([_digest(choice)]))) > 1:
+            raise ModelError("the processes chose different units: their weights or scores differ; nothing was removed")
+        return choice
+
+    def check_reachable(self, target: float) -> None:
+        """Refuses a target that the model can't reach whatever the scores are.
+
+        Raises:
+            ConfigError: one line that says how far it can be reached.
+        """
+        if not self.groups or self.blocks or self.measured == "latency":
+            return
+        scores = {name: torch.ones(group.units) for name, group in self.groups.items()}
+        if self.measured == "ratio":
+            by_ratio(self, target, scores, [])
+        else:
+            by_cost(self, self.measured, 1 - target, scores, [])
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that `load` takes back."""
+        kept = {name: after for name, (_, after) in self.group_sizes().items()}
+        tried = {"tried": self._tried, "impossible_blocks": sorted(self._impossible_blocks)}
+        return {"dense": asdict(self.dense), "kept": kept, **tried}
+
+    def load(self, plan: Plan, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; the model is already as small as the plan says."""
+        self.plan, self.dense = plan, Dense(**state["dense"])
+        self._kept_counts, self._tried, self._stale = dict(state["kept"]), state["tried"], True
+        self._impossible_blocks = set(state["impossible_blocks"])
+
+
+def example_of(trainer: PruningTrainer) -> Any:
+    """One row of the trainer's data as the model takes it, without labels; None where there is no data.
+
+    The same in all processes, and drawn from no generator.
+    """
+    held = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    if isinstance(held, dict):
+        held = next(iter(held.values()), None)
+    if held is None:
+        return None
+    row = held[0] if hasattr(held, "__getitem__") else next(iter(held))
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="example")
+    batch = collate([row])
+    labels = {"labels", "label", "label_ids", *(trainer.label_names or ())}
+    inputs = {name: value for name, value in batch.items() if name not in labels}
+    return tuple(inputs.values()) if trainer.plain_module and len(inputs) == 1 else inputs
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def _of_the_first(value: Any) -> Any:
+    """What the first process has."""
+    return broadcast_object_list([value])[0]
+
+
+def _digest(choice: Choice) -> str:
+    units: Iterable[tuple[str, list[int]]] = ((name, units.tolist()) for name, units in sorted(choice.units.items()))
+    return hashlib.sha256(json.dumps([list(units), choice.blocks]).encode()).hexdigest()
