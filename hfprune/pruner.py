@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfprune.config import PruningConfig
-from hfprune.criteria import create
+from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, gather
 from hfprune.errors import ConfigError, ModelError
 from hfprune.granularity import parse_granularity
@@ -38,6 +38,7 @@ class Pruner:
         self.pattern = "unstructured" if self.shape.kind == "weight" else config.granularity
         seed = config.seed if config.seed is not None else seed
         self.criterion = create(config.criterion_name, config.criterion_parameters, seed)
+        check_granularity(self.criterion, config.criterion_name, config.granularities)
         self.weights = prunable_weights(model, config.include, config.ignore)
         for pattern in config.per_layer:
             check_pattern(model, pattern, "pruning.per_layer", self.weights)

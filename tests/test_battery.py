@@ -6,11 +6,22 @@ import torch
 import hfprune
 from hfprune import PruningConfig
 from hfprune.criteria import criteria
+from hfprune.criteria.calibration import default_loss
+from hfprune.errors import ConfigError
 from hfprune.pruner import Pruner
 from tests.support.models import TINY, logits
 
 MODELS = ("cnn", "convolutions", "lstm", "attention", "vit", "gpt2", "timm_resnet")
 GRANULARITIES = ("weight", "2:4", "block:4x2")
+OF_WEIGHTS = [name for name in criteria if not criteria[name].of_blocks]
+REMOVALS = {
+    "mlp": ("channel",),
+    "cnn": ("channel",),
+    "timm_resnet": ("channel",),
+    "vit": ("head", "neuron", "width", "layer"),
+    "gpt2": ("head", "neuron", "layer"),
+    "llama": ("head", "neuron"),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -19,7 +30,7 @@ def tiny(request):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("criterion", list(criteria))
+@pytest.mark.parametrize("criterion", OF_WEIGHTS)
 def test_invariants(tmp_path, tiny, criterion, granularity):
     config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5, seed=3)
     batch = tiny.batch()
@@ -66,12 +77,47 @@ def test_invariants(tmp_path, tiny, criterion, granularity):
     assert torch.equal(logits(again, batch), logits(model, batch))
 
 
-@pytest.mark.parametrize("criterion", list(criteria))
+@pytest.mark.parametrize("criterion", OF_WEIGHTS)
 def test_steps_reach_the_same_count(tiny, criterion):
     config = PruningConfig(criterion=criterion, target=0.7, schedule={"kind": "geometric", "steps": 3})
     model = tiny.build().eval()
     report = hfprune.prune(model, config, tiny.batch())
     assert report.masks.zeros == round(0.7 * report.units)
+
+
+@pytest.mark.parametrize("criterion", list(criteria))
+@pytest.mark.parametrize("name, granularity", [(name, kind) for name, kinds in REMOVALS.items() for kind in kinds])
+def test_invariants_of_removal(tmp_path, name, granularity, criterion):
+    tiny = TINY[name]
+    batch = tiny.batch()
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5, seed=3, round_to=1)
+    model = tiny.build().eval()
+    dense = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if criteria[criterion].of_blocks and granularity != "layer":
+        with pytest.raises(ConfigError, match=f"'{criterion}' scores whole blocks, not '{granularity}'"):
+            hfprune.prune(model, config, batch)
+        assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+        return
+    report = hfprune.prune(model, config, batch)
+
+    # As much as was asked is gone, nothing is empty, and gradients reach all that is left.
+    assert abs(report.pruned / report.units - 0.5) <= 0.02 or report.note
+    assert all(0 < kept <= units for units, kept in report.groups.values())
+    assert sum(p.numel() for p in model.parameters()) < sum(value.numel() for value in dense.values())
+    logits(model, batch)
+    default_loss(model, batch).backward()
+    assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
+
+    # The same seed chooses the same again.
+    other = tiny.build().eval()
+    other.load_state_dict(dense)
+    assert hfprune.prune(other, config, batch).plan == report.plan
+
+    # What is saved answers alike.
+    hfprune.save_pretrained(model, tmp_path)
+    assert hfprune.verify(tmp_path).ok
+    again = hfprune.from_pretrained(tmp_path, tiny.build if tiny.kind == "own" else None)
+    assert torch.equal(logits(again, batch), logits(model, batch))
 
 
 def test_a_criterion_joins_by_being_registered():

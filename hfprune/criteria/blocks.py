@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
 from hfprune.criteria.criterion import Criterion, register_criterion
-from hfprune.errors import ConfigError
 
 
 @register_criterion("block_influence")
@@ -16,6 +13,3 @@ class BlockInfluence(Criterion):
     """
 
     of_blocks = True
-
-    def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        raise ConfigError("pruning.criterion: 'block_influence' scores whole blocks; use it with granularity: layer")

@@ -25,11 +25,13 @@ class Criterion:
     Attributes:
         statistics: which of `STATISTICS` the terms need, in the order in which they are passed.
         pointwise: whether the terms of some elements depend on these elements alone; the others get whole layers.
+        of_blocks: whether it looks at whole residual blocks and scores no weights; for granularity `layer` alone.
         batches: how many calibration batches feed the statistics.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ()
     pointwise: ClassVar[bool] = True
+    of_blocks: ClassVar[bool] = False
 
     def __init__(self, *, batches: int = 8, seed: int = 0):
         if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
@@ -99,6 +101,19 @@ def create(name: str, parameters: dict[str, Any] | None = None, seed: int = 0) -
         if key not in known:
             raise ConfigError(f"pruning.criterion.{key}: '{name}' takes no such parameter; {did_you_mean(key, known)}")
     return kind(seed=seed, **parameters)
+
+
+def check_granularity(criterion: Criterion, name: str, granularities: list[str]) -> None:
+    """Refuses units that the criterion can't score.
+
+    Raises:
+        ConfigError: one line that says which it can.
+    """
+    others = [kind for kind in granularities if kind != "layer"]
+    if criterion.of_blocks and others:
+        raise ConfigError(
+            f"pruning.criterion: '{name}' scores whole blocks, not '{others[0]}'; use it with granularity: layer"
+        )
 
 
 def _parameter_names(kind: type[Criterion]) -> list[str]:

@@ -99,7 +99,7 @@ def score_blocks(
     data: Any = None,
 ) -> list[float]:
     """One score a block; the lowest go first. Criteria of weights: the mean of their terms over the block's weights."""
-    if getattr(criterion, "of_blocks", False):
+    if criterion.of_blocks:
         return _influence(structure.model, blocks, criterion, data)
     scores = []
     for block in blocks:

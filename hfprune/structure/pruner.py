@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfprune.config import PruningConfig
-from hfprune.criteria import create
+from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, gather
 from hfprune.errors import ConfigError, ModelError
 from hfprune.structure.blocks import ResidualBlock, drop_blocks, find_blocks
@@ -66,6 +66,7 @@ class StructuredPruner:
         self.model, self.config, self.example_inputs = model, config, example_inputs
         seed = config.seed if config.seed is not None else seed
         self.criterion = create(config.criterion_name, config.criterion_parameters, seed)
+        check_granularity(self.criterion, config.criterion_name, config.granularities)
         self.plan = plan or Plan()
         self.structure: Structure
         self.groups: dict[str, CoupledGroup]
@@ -90,7 +91,7 @@ class StructuredPruner:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion runs batches through the model."""
-        return bool(self.criterion.statistics)
+        return bool(self.criterion.statistics) or self.criterion.of_blocks
 
     @property
     def total_units(self) -> int:

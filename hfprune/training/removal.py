@@ -201,7 +201,7 @@ class AgreedPruner(StructuredPruner):
 
     def choose(self, target: float, **options: Any) -> Choice:
         choice = super().choose(target, **options)
-        if self.measured == "latency" or getattr(self.criterion, "of_blocks", False):
+        if self.measured == "latency" or self.criterion.of_blocks:
             choice = _of_the_first(choice)
             self.dense.latency = _of_the_first(self.dense.latency)
         if len(set(gather_object([_digest(choice)]))) > 1:
