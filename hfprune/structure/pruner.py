@@ -166,7 +166,10 @@ class StructuredPruner:
         weights = scored_weights(self.model, self.groups.values())
         for block in self.blocks if "layer" in self.config.granularities else ():
             weights |= block.weights(self.model)
-        statistics = gather(self.criterion, self.model, weights, data, loss=loss, history=history)
+        return self.decide(target, gather(self.criterion, self.model, weights, data, loss=loss, history=history), data)
+
+    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
+        """The choice that these statistics of the weights lead to."""
         blocks = choose_blocks(self, target, statistics, data)
         if not self.groups:
             return blocks_alone(self, target, blocks)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
@@ -199,14 +200,24 @@ class AgreedPruner(StructuredPruner):
             found = super().targets()
         return found
 
-    def choose(self, target: float, **options: Any) -> Choice:
-        choice = super().choose(target, **options)
-        if self.measured == "latency" or self.criterion.of_blocks:
-            choice = _of_the_first(choice)
-            self.dense.latency = _of_the_first(self.dense.latency)
-        if len(set(gather_object([_digest(choice)]))) > 1:
-            raise ModelError("the processes chose different units: their weights or scores differ; nothing was removed")
-        return choice
+    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
+        if self.measured != "latency" and not self.criterion.of_blocks:
+            choice = super().decide(target, statistics, data)
+            if len(set(gather_object([_digest(choice)]))) > 1:
+                raise ModelError("the processes chose different units: their weights or scores differ; "
+                                 "nothing was removed")  # fmt: skip
+            return choice
+        # Every process would time and score something else: the first one decides for all.
+        decided: Choice | ConfigError | ModelError | None = None
+        if PartialState().is_main_process:
+            try:
+                decided = super().decide(target, statistics, data)
+            except (ConfigError, ModelError) as error:
+                decided = error
+        decided, self.dense.latency = _of_the_first((decided, self.dense.latency))
+        if isinstance(decided, Exception):
+            raise decided
+        return decided
 
     def check_reachable(self, target: float) -> None:
         """Refuses a target that the model can't reach whatever the scores are.

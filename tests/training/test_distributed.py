@@ -87,12 +87,12 @@ if dist.is_initialized():
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     pruner = trainer.pruner
     if target == "macs":
-        choose = type(pruner).__mro__[1].choose
+        decide = type(pruner).__mro__[1].decide
         def other(self, *args, **options):
-            choice = choose(self, *args, **options)
+            choice = decide(self, *args, **options)
             choice.blocks = [str(dist.get_rank())]
             return choice
-        type(pruner).__mro__[1].choose = other
+        type(pruner).__mro__[1].decide = other
         try:
             pruner.step(0.5, data=trainer.calibration_batches(), loss=trainer.calibration_loss)
             raise AssertionError
