@@ -108,8 +108,8 @@ class PruningConfig(StrictModel):
     Attributes:
         criterion: the name of a registered criterion, or a map of `name` and its parameters.
         granularity: `weight`, `N:M` (N kept of every M along the input dimension) or `block:ROWSxCOLS` hold weights at
-            zero. `channel` (any coupled group), `head`, `neuron`, `width` and `layer`, or a list of them, are removed
-            physically.
+            zero. `channel` (any coupled group), `head`, `head_dim` (inside all heads of a layer alike), `neuron`,
+            `width` and `layer`, or a list of them, are removed physically.
         scope: `global` ranks all layers together, `layer` prunes every layer by the same ratio, `isomorphic`
             (structural only) ranks groups of the same shape together.
         target: how much goes; a bare number is a ratio. May be left out for N:M, which says it itself.
@@ -169,6 +169,8 @@ class PruningConfig(StrictModel):
                 raise ValueError(f"'{name}' can't stand in a list; only {', '.join(STRUCTURAL)} can be mixed")
         if not value:
             raise ValueError("an empty list says nothing; give at least one")
+        if {"head", "head_dim"} <= set(value if isinstance(value, list) else ()):
+            raise ValueError("head and head_dim cut the same weights; give one of them")
         return value
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hfprune.errors import ConfigError
 
-STRUCTURAL = ("channel", "head", "neuron", "width", "layer")
+STRUCTURAL = ("channel", "head", "head_dim", "neuron", "width", "layer")
 """Granularities whose units are physically removed; several of them may stand in one recipe."""
 
 

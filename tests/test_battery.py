@@ -18,9 +18,9 @@ REMOVALS = {
     "mlp": ("channel",),
     "cnn": ("channel",),
     "timm_resnet": ("channel",),
-    "vit": ("head", "neuron", "width", "layer"),
-    "gpt2": ("head", "neuron", "layer"),
-    "llama": ("head", "neuron"),
+    "vit": ("head", "head_dim", "neuron", "width", "layer"),
+    "gpt2": ("head", "head_dim", "neuron", "layer"),
+    "llama": ("head", "head_dim", "neuron"),
 }
 
 

@@ -79,7 +79,8 @@ def test_patterns_keep_some_and_not_all(text):
 @pytest.mark.parametrize("text", ["weights", "block", "block:0x4", "block:4x0", "block:4", "2:4:8", "", "-2:4"])
 def test_unknown_granularities(text):
     with pytest.raises(
-        ConfigError, match=f"^unknown granularity '{text}'; known: weight, channel, head, neuron, width, layer, N:M"
+        ConfigError,
+        match=f"^unknown granularity '{text}'; known: weight, channel, head, head_dim, neuron, width, layer, N:M",
     ):
         parse_granularity(text)
 

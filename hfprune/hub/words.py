@@ -18,6 +18,7 @@ _SCOPES = {
 _UNITS = {
     "channel": "channels",
     "head": "attention heads",
+    "head_dim": "dimensions of attention heads",
     "neuron": "feed-forward neurons",
     "width": "channels of the residual stream",
     "layer": "whole residual blocks",

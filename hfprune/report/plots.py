@@ -16,7 +16,7 @@ from hfprune.checkpoint.files import whole_file
 from hfprune.report.tables import GONE, is_fraction, main_metric, metrics, title
 
 BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9702b", "#8a8f98", "#24292f"
-KINDS = {"head": ORANGE, "neuron": BLUE, "width": "#4f9d69", "channel": "#7a5ea8"}
+KINDS = {"head": ORANGE, "head_dim": ORANGE, "neuron": BLUE, "width": "#4f9d69", "channel": "#7a5ea8"}
 PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 

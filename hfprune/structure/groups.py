@@ -19,7 +19,7 @@ from hfprune.structure.coupling import Member, Walk
 from hfprune.structure.graph import Graph, export
 from hfprune.weights import is_transposed_linear
 
-KINDS = ("head", "neuron", "width", "channel")
+KINDS = ("head", "head_dim", "neuron", "width", "channel")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class CoupledGroup:
 
     Attributes:
         name: that of its first weight.
-        kind: `head`, `neuron` (inside a feed-forward block), `width` (a residual stream), or `channel` (any other).
+        kind: `head`, `head_dim` (one dimension of all heads of a layer), `neuron` (inside a feed-forward block), `width`
+            (a residual stream), or `channel` (any other).
         members: the tensor dimensions that go together.
         identities: the identity that stands for each unit, shape (units,).
     """
@@ -172,7 +173,7 @@ def _group(model: nn.Module, walk: Walk, units: np.ndarray, parts: list[tuple[Me
     names = [member.tensor for member in members]
     kind = "channel"
     if _any_in(walk, walk.heads, units):
-        kind = "head"
+        kind = "head_dim" if walk.even_heads else "head"
     elif _any_in(walk, walk.residual, units):
         kind = "width"
     elif all(_is_matrix(model, name) for name in names if shapes[name] > 1) and not _has_statistics(names):

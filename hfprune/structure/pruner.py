@@ -224,6 +224,8 @@ class StructuredPruner:
             if self._tried:
                 raise
             self._try_cuts()
+            if not self.groups and not self.blocks:
+                raise
             return self._step(target, given)
 
     def undo(self) -> None:
@@ -275,7 +277,7 @@ class StructuredPruner:
 
     def _look(self) -> None:
         """Analyses the model as it is."""
-        structure = analyse(self.model, self.example_inputs)
+        structure = analyse(self.model, self.example_inputs, even_heads="head_dim" in self.config.granularities)
         self._use(without_impossible(structure) if self._tried else structure)
         self._stale = False
 

@@ -70,22 +70,29 @@ def _keep_possible(
 
 
 def _linked(structure: Structure, failed: Family) -> list[tuple[str, ...]]:
-    """Those of the failed groups that can be cut by one fraction, in sets that share tensors."""
+    """Those of the failed groups that can be cut by one fraction, in sets that share tensors (or an attention)."""
     links: list[tuple[str, ...]] = []
     rest = {group.name: group for group in failed}
     while rest:
         first = next(iter(rest))
-        found, tensors = {first: rest.pop(first)}, set()
-        tensors = {member.tensor for member in found[first].members}
-        while more := [g for g in rest.values() if tensors & {member.tensor for member in g.members}]:
+        found, places = {first: rest.pop(first)}, set()
+        places = _places(found[first])
+        while more := [group for group in rest.values() if places & _places(group)]:
             for group in more:
                 found[group.name] = rest.pop(group.name)
-                tensors |= {member.tensor for member in group.members}
+                places |= _places(group)
         pieces = gcd(*(group.units for group in found.values()))
         cut = {n: torch.arange(g.units // pieces * max(1, pieces // 2)) for n, g in found.items()}
         if len(found) > 1 and pieces > 1 and _failure(structure, cut) is None:
             links.append(tuple(found))
     return links
+
+
+def _places(group: CoupledGroup) -> set[str]:
+    """Where a group lies: its tensors; inside heads also the attention, whose code has one size for keys and values."""
+    tensors = {member.tensor for member in group.members}
+    around = {tensor.rsplit(".", 2)[0] for tensor in tensors} if group.kind == "head_dim" else set()
+    return tensors | around
 
 
 def _fitting(structure: Structure, together: Family, links: list[tuple[str, ...]], reasons: dict[str, str]) -> Family:

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.support.structures import check, group
+import hfprune
+from hfprune import PruningConfig
+from tests.support.structures import HALF, check, group
 
 
 class Attention(nn.Module):
@@ -30,6 +32,44 @@ def test_fused_projections_lose_whole_heads():
     expected = {"qkv": group("head", 2, ("qkv.weight[0]", heads), ("qkv.bias[0]", heads), ("proj.weight[1]", out))}
     model = check(Attention(), (torch.randn(2, 4, 5),), expected)
     assert (model.heads, model.size) == (1, 3)
+
+
+def test_heads_are_cut_inside_alike():
+    dims = [[start + 4 * head + i for start in (0, 8, 16) for head in range(2)] for i in range(4)]
+    out = [[4 * head + i for head in range(2)] for i in range(4)]
+    expected = {"qkv": group("head_dim", 4, ("qkv.weight[0]", dims), ("qkv.bias[0]", dims), ("proj.weight[1]", out))}
+    model = check(Attention(size=4), (torch.randn(2, 4, 5),), expected, granularity="head_dim")
+    assert (model.heads, model.size) == (2, 2)
+
+
+class Rotated(nn.Module):
+    """Two heads of four channels, the first half of each turned against the second by angles from a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 4
+        self.q, self.k, self.v, self.o = (nn.Linear(*shape) for shape in ((5, 8), (5, 8), (5, 8), (8, 4)))
+        self.register_buffer("frequencies", torch.tensor([1.0, 0.3]))
+
+    def turned(self, x):
+        angles = torch.arange(x.shape[2])[:, None] * torch.cat((self.frequencies, self.frequencies))
+        first, second = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat((-second, first), -1) * angles.sin()
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, -1, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = (self.turned(q) @ self.turned(k).transpose(-1, -2)).softmax(-1) @ v
+        return self.o(x.transpose(1, 2).reshape(b, n, -1))
+
+
+def test_turned_dimensions_go_in_pairs_with_their_angle_and_values_as_many():
+    model = Rotated().eval()
+    inputs = (torch.randn(2, 4, 5),)
+    report = hfprune.prune(model, PruningConfig(**HALF | {"granularity": "head_dim"}), example_inputs=inputs)
+    assert report.groups == {"q": (2, 1), "v": (4, 2)}
+    assert (len(model.frequencies), model.size) == (1, 2)
+    assert (model.q.weight.shape, model.v.weight.shape, model.o.weight.shape) == ((4, 5), (4, 5), (4, 4))
 
 
 class GroupedQueries(nn.Module):

@@ -96,9 +96,9 @@ def group(kind, units, *members):
     return kind, units, places_of(*members, units=units)
 
 
-def found_groups(model, inputs):
+def found_groups(model, inputs, even_heads=False):
     """Without their names, which need not be the ones that a person would give."""
-    groups = [group for group in analyse(model, inputs).groups.values() if group.units > 1]
+    groups = [group for group in analyse(model, inputs, even_heads=even_heads).groups.values() if group.units > 1]
     return in_order((g.kind, g.units, {f"{m.tensor}[{m.dim}]": m.indices.tolist() for m in g.members}) for g in groups)
 
 
@@ -106,10 +106,10 @@ def in_order(groups):
     return sorted(groups, key=lambda group: sorted(map(str, group[2].items())))
 
 
-def check(model, inputs, expected):
+def check(model, inputs, expected, granularity="channel"):
     """The groups are these; every other unit, made the least important, goes; the result is the silenced original."""
     spread(model)
-    assert found_groups(model, inputs) == in_order(expected.values())
+    assert found_groups(model, inputs, granularity == "head_dim") == in_order(expected.values())
     gone = {}
     for _, units, places in expected.values():
         for place, indices in places.items():
@@ -117,7 +117,7 @@ def check(model, inputs, expected):
     scaled(model, {place: indices for place, indices in gone.items() if "running" not in place}, 0.5)
     reference = silenced(model, gone)
     dense = {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    report = hfprune.prune(model, PruningConfig(**HALF), example_inputs=inputs)
+    report = hfprune.prune(model, PruningConfig(**HALF | {"granularity": granularity}), example_inputs=inputs)
 
     with torch.no_grad():
         wanted, outputs = reference(*inputs), model(*inputs)

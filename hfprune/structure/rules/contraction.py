@@ -48,7 +48,7 @@ def contract(walk: Walk, node: Node, first: tuple[Value, str], second: tuple[Val
                 found[labels] = walk.unite(found[labels], flat)
             else:
                 found[labels] = flat
-            if labels <= batch and not (left.value.is_parameter or right.value.is_parameter):
+            if labels <= batch and not (walk.even_heads or left.value.is_parameter or right.value.is_parameter):
                 walk.mark_heads(layer)
     sizes = {label: o.value.shape[d] for o in (left, right) for label, d in o.labels.items()}
     _count(walk, node, sizes, found)
@@ -70,8 +70,7 @@ def _settle_sums(walk: Walk, operand: _Operand, summed: set[str], batch: set[str
         if labels & batch:
             keep = labels & (summed if walk.even_heads else batch)
             layer = walk.collapse(layer, operand.dims(labels - keep))
-            if not walk.even_heads:
-                walk.mark_heads(layer)
+            walk.mark_heads(layer)
         else:  # a product with what all slices share: the slices stay apart until something settles it
             walk.defer_collapse(MISMATCH, layer, operand.dims(labels & summed))
             keep = labels - summed
@@ -83,8 +82,11 @@ def _settle_slices(walk: Walk, operand: _Operand, other: _Operand, batch: set[st
     """Layers that vary along a shared dimension and one of their own, as attention's values do."""
     for labels in [key for key in operand.layers if key & batch and key - batch]:
         layer = operand.layers.pop(labels)
-        keep = labels & batch if labels & batch in other.layers else labels - batch
+        slices = labels & batch in other.layers and not walk.even_heads
+        keep = labels & batch if slices else labels - batch
         operand.layers[keep] = walk.collapse(layer, operand.dims(labels - keep))
+        if walk.even_heads:
+            walk.mark_heads(operand.layers[keep])
 
 
 def _by_labels(operand: _Operand, labels: frozenset[str], layer: torch.Tensor) -> torch.Tensor:
