@@ -43,8 +43,8 @@ class CoupledGroup:
 
     Attributes:
         name: that of its first weight.
-        kind: `head`, `head_dim` (one dimension of all heads of a layer), `neuron` (inside a feed-forward block), `width`
-            (a residual stream), or `channel` (any other).
+        kind: `head`, `head_dim` (one dimension of all heads of a layer), `neuron` (inside a feed-forward block),
+            `width` (a residual stream), or `channel` (any other).
         members: the tensor dimensions that go together.
         identities: the identity that stands for each unit, shape (units,).
     """
