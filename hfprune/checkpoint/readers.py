@@ -30,8 +30,13 @@ def is_read(kind: type, name: str) -> bool:
         name: the attribute.
     """
     files = {base.__module__ for base in kind.__mro__ if base.__module__ not in ("torch.nn.modules.module", "builtins")}
-    files |= {file for file in sys.modules if file.startswith(_SHARED)}
-    return any(name in _names(file) for file in files)
+    return any(name in _names(file) for file in files) or name in _shared_names(len(sys.modules))
+
+
+@cache
+def _shared_names(loaded: int) -> frozenset[str]:
+    """The names in all shared files; looked up anew when other modules have been `loaded`."""
+    return frozenset().union(*(_names(file) for file in list(sys.modules) if file.startswith(_SHARED)))
 
 
 @cache

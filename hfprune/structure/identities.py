@@ -39,9 +39,17 @@ class Partition:
     def union(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Makes pairs equal (shapes broadcast; pairs with a zero are skipped); gives those that were not yet so."""
         left, right = torch.broadcast_tensors(self.find(left), self.find(right))
-        new = (left != right) & (left != 0) & (right != 0)
-        pairs = torch.unique(torch.stack([left[new], right[new]]), dim=1)
-        parent = self._parent
+        new = ((left != right) & (left != 0) & (right != 0)).numpy()
+        if not new.any():
+            return torch.zeros(2, 0, dtype=torch.int64)
+        packed = np.unique(left.numpy()[new] * self.size + right.numpy()[new])
+        pairs = np.stack([packed // self.size, packed % self.size])
+        parent, low, high = self._parent, pairs.min(0), pairs.max(0)
+        ends = np.concatenate([low, high])
+        if len(np.unique(ends)) == len(ends):  # no identity in two pairs: all at once
+            parent[high] = low
+            self.changes += len(low)
+            return torch.from_numpy(pairs)
         for a, b in zip(*pairs.tolist(), strict=True):
             while parent[a] != a:
                 parent[a] = a = parent[parent[a]]
@@ -50,7 +58,7 @@ class Partition:
             if a != b:
                 parent[max(a, b)] = min(a, b)
                 self.changes += 1
-        return pairs
+        return torch.from_numpy(pairs)
 
     def labels(self) -> np.ndarray:
         """The representative of every identity from 0 on."""

@@ -50,23 +50,25 @@ def score_groups(
     """
     groups = list(groups)
     parameters = dict(model.named_parameters())
-    wanted: dict[str, list[tuple[str, int, torch.Tensor]]] = defaultdict(list)
+    wanted: dict[str, list[tuple[torch.Tensor, int, torch.Tensor]]] = defaultdict(list)
+    parts: dict[str, torch.Tensor] = {}  # made beforehand: what is kept between large temporaries splits their memory
     for group in groups:
-        for name, dim, indices in scored_members(parameters, group):
-            wanted[name].append((group.name, dim, indices))
-    parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        members = scored_members(parameters, group)
+        parts[group.name] = torch.empty(len(members), group.units, dtype=torch.float64)
+        for row, (name, dim, indices) in zip(parts[group.name], members, strict=True):
+            wanted[name].append((row, dim, indices))
     for name, uses in wanted.items():  # the terms of one tensor at a time are held
         value = parameters[name].detach()
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
         terms = criterion.terms(name, value, *statistics[name])
-        for group_name, dim, indices in uses:
+        for row, dim, indices in uses:
             along = terms.sum([d for d in range(terms.ndim) if d != dim]) if terms.ndim > 1 else terms
             units = along[indices.to(along.device)].sum(1)
-            parts[group_name].append(criterion.finish(units).double().cpu())
+            row.copy_(criterion.finish(units))
     scores = {}
     for group in groups:
-        stacked = torch.stack(parts[group.name])
+        stacked = parts[group.name]
         reduced = {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.max(0).values}[reduction]
         if not torch.isfinite(reduced).all():
             raise ModelError(f"pruning.criterion: gave scores that are not finite in '{group.name}'")
