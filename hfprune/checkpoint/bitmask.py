@@ -18,7 +18,7 @@ VALUES, PLACES = "_values", "_mask"
 """What is added to a tensor's name for its two parts."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 def pack(tensor: torch.Tensor, encoding: str) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -41,7 +41,7 @@ def pack(tensor: torch.Tensor, encoding: str) -> tuple[torch.Tensor, torch.Tenso
         kept = part != 0
         packed = torch.from_numpy(np.packbits(kept.numpy(), bitorder="little"))
         places[start // 8 : start // 8 + len(packed)] = packed
-        parts.append(part[kept])
+        parts.append(part.masked_select(kept))
     values = torch.cat(parts) if parts else bits
     if values.nbytes + places.nbytes >= tensor.nbytes:
         return None
@@ -76,7 +76,7 @@ def unpack(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], e
         here = int(kept.sum())
         if taken + here > len(bits):
             break
-        part[kept] = bits[taken : taken + here]
+        part.masked_scatter_(kept, bits[taken : taken + here])
         taken += here
     set_bits = int(np.bitwise_count(places.numpy()).sum(dtype=np.int64))
     if set_bits != len(bits):
