@@ -55,8 +55,8 @@ class Lamp(Criterion):
         ordered = squares.sort().values
         at_least = ordered.flip(0).cumsum(0).flip(0)
         # Equal magnitudes share one denominator: the sum from the first of them on.
-        denominators = at_least[torch.searchsorted(ordered, squares)]
-        scores = torch.where(squares > 0, squares / denominators, 0.0).view(weight.shape)
+        places = torch.searchsorted(ordered, squares).clamp_max(max(0, len(ordered) - 1))  # nan lies behind all
+        scores = torch.where(squares == 0, 0.0, squares / at_least[places]).view(weight.shape)
         return scores if weight.dtype == torch.float64 else scores.float()
 
 

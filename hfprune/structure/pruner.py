@@ -231,13 +231,14 @@ class StructuredPruner:
         """`choose` and `apply`. Where the model's code does not take the cut, the groups in question are found by trial
         cuts and protected, and the choice is made anew without them."""
         given = {"data": data, "loss": loss, "history": history, "progress": progress}
+        choice = self.choose(target, **given)
         try:
-            return self._step(target, given)
+            return self._carry_out(choice, target, given)
         except ModelError:
             if self._tried:
                 raise
             self._try_cuts()
-            return self._step(target, given)
+        return self._carry_out(self.choose(target, **given), target, given)
 
     def undo(self) -> None:
         """Takes back all that `apply` did; the model is as it was given."""
@@ -248,8 +249,8 @@ class StructuredPruner:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _step(self, target: float, given: dict[str, Any]) -> Choice:
-        choice, before, done = self.choose(target, **given), copy.deepcopy(self.plan), len(self._journals)
+    def _carry_out(self, choice: Choice, target: float, given: dict[str, Any]) -> Choice:
+        before, done = copy.deepcopy(self.plan), len(self._journals)
         if not (choice.blocks and choice.units):
             self.apply(choice)
             return choice

@@ -109,15 +109,35 @@ def test_a_weight_that_takes_no_part_is_refused_and_may_be_ignored(criterion):
     assert model.unused.weight.all()
 
 
-def test_a_layer_that_goes_as_a_whole_is_named():
+def test_layers_that_scores_tell_nothing_about_are_named():
     model = MLP()
     with torch.no_grad():
         model.norm.weight.zero_()
         model.norm.bias.fill_(-1.0)  # nothing gets through the ReLU
-    with pytest.warns(
-        UserWarning, match="'snip' removes all of 'first.weight' .* min_kept keeps a part of every layer"
-    ):
+    with pytest.warns(UserWarning, match=r"'snip' tells nothing apart in 'first.weight' \(and 1 more\)"):
         hfprune.prune(model, PruningConfig(criterion="snip", target=0.7), vectors())
+    assert model.first.weight.any()
+    assert model.last.weight.any()
+
+
+def test_a_layer_that_goes_as_a_whole_is_named():
+    model = MLP()
+    with torch.no_grad():
+        model.first.weight *= 1e-3
+    with pytest.warns(UserWarning, match="'l1' removes all of 'first.weight'; min_kept keeps a part of every layer"):
+        hfprune.prune(model, PruningConfig(criterion="l1", target=0.7))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "lamp", "taylor", "fisher", "obd", "wanda"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_weights_that_are_not_finite(criterion, value, granularity):
+    model = MLP()
+    with torch.no_grad():
+        model.last.weight[0, 0] = value
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5)
+    message = refusal(model, vectors(), ModelError, config)
+    assert criterion in message or message.startswith("the loss on calibration batch 1 is nan")
 
 
 def test_missing_data():
