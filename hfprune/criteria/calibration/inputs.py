@@ -142,16 +142,16 @@ def activation_entropy(calibration: Calibration, bins: int) -> dict[str, torch.T
     The batches are run twice: for the bounds, then for the histogram.
     """
     layers, device = _layers(calibration), calibration.device
-    bounds = {n: torch.full((2, channels_of(m)), -torch.inf, device=device) for n, m in layers.items()}
+    bounds = {n: zeros((2, channels_of(m)), m.weight).fill_(-torch.inf) for n, m in layers.items()}
 
     def widen(use: Use) -> None:
-        values = use.input.float()
+        values = use.input.to(bounds[use.name].dtype)
         found = torch.stack([-values.amin(use.positions), values.amax(use.positions)])
         torch.maximum(bounds[use.name], found, out=bounds[use.name])
 
     def count(use: Use) -> None:
         low, high = -bounds[use.name][0], bounds[use.name][1]
-        values = use.by_channel().float()
+        values = use.by_channel().to(low.dtype)
         places = ((values - low) * (bins / (high - low).clamp_min(1e-30))).long().clamp_(0, bins - 1)
         places += torch.arange(len(low), device=device) * bins
         histograms[use.name] += torch.bincount(places.flatten(), minlength=len(low) * bins).view(-1, bins)
