@@ -55,8 +55,8 @@ class Criterion:
         of_units: whether it looks at whole units, through `units`; not for single weights, patterns, blocks of weights.
         of_blocks: whether it looks at whole residual blocks and scores no weights; for granularity `layer` alone.
         members: by which tensors of a coupled group it scores: its `weights` (where there are none, all), the weights
-            of its `layers` (linear ones and convolutions), those of layers that take the group as their `inputs`, or
-            the scales of its `norms`.
+            of its `layers` (linear ones and convolutions), those of layers that take the group as their `inputs`, the
+            scales of its `norms`, or `none`.
         batches: how many calibration batches feed the statistics.
         probes, bins: what `curvature` and `activation_entropy` are measured with.
     """
@@ -101,8 +101,8 @@ class Criterion:
         """The scores of whole units in one tensor of their group.
 
         Args:
-            name: the tensor's name.
-            weight: the units' parts of it, shape (units, elements).
+            name: the tensor's name; the group's where `members` is `none`.
+            weight: the units' parts of it, shape (units, elements); without elements where `members` is `none`.
             statistics: the same of what `statistics` asks for; where all of a unit's elements share a value, once.
 
         Returns:

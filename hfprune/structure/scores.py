@@ -56,6 +56,8 @@ def scored_members(model: nn.Module, groups: Iterable[CoupledGroup], criterion: 
     dimensions = {name: parameter.ndim for name, parameter in model.named_parameters()}
     layers = layer_weights(model) if criterion.members in ("layers", "inputs") else {}
     norms = norm_scales(model) if criterion.members == "norms" else set()
+    if criterion.members == "none":
+        return []
     fits: dict[str, Callable[[GroupMember], bool]] = {
         "weights": lambda m: dimensions[m.tensor] > 1,
         "layers": lambda m: m.tensor in layers,
@@ -107,6 +109,8 @@ def score_groups(
             parts[member.group].append(score.double().cpu())
     scores = {}
     for group in groups:
+        if criterion.members == "none":
+            parts[group.name].append(criterion.units(group.name, torch.empty(group.units, 0)).double())
         if not parts[group.name]:
             raise ModelError(
                 f"pruning.criterion: '{criterion.name}' can't score '{group.name}': none of its layers took part in "

@@ -327,7 +327,14 @@ ELEMENTS = {
     "synflow": lambda w, s: math.fsum(abs(a * b) for a, b in zip(w, s, strict=True)),
     "bn_scale": lambda w, s: math.fsum(abs(a) for a in w),
 }
-BY_UNITS = {"fpgm": references.distances, "fermat": references.median_distances}
+
+
+def lamp(rows):
+    squares = [math.fsum(a * a for a in row) for row in rows]
+    return [square / math.fsum(other for other in squares if other >= square) for square in squares]
+
+
+BY_UNITS = {"lamp": lamp, "fpgm": references.distances, "fermat": references.median_distances}
 GROUPS = [(MLP, "first", "last"), (CNN, "conv1", "conv2"), (CNN, "conv2", "head")]
 
 
@@ -372,6 +379,14 @@ def test_activations_of_coupled_groups(build, path, consumer, name):
     assert set(found) == {f"{consumer}.weight"}
     values = references.by_channel(model.get_submodule(consumer), references.inputs_of(model, consumer, data))
     close(scores, references.of_group([[references.channel_scores(name, channel) for channel in values]]))
+
+
+def test_random_units_are_uniform():
+    model = MLP(4000)
+    (group,) = analyse(model, vectors()[:1]).groups.values()
+    scores = score_groups(model, [group], create("random", seed=3), {}, normalize="none")[group.name]
+    assert torch.equal(scores, score_groups(model, [group], create("random", seed=3), {}, normalize="none")[group.name])
+    assert torch.histc(scores, 10, 0, 1).tolist() == pytest.approx([400] * 10, rel=0.2)
 
 
 def test_the_geometric_median_of_points_that_hold_it():
