@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class ScoredMember:
 
 def scored_weights(model: nn.Module, groups: Iterable[CoupledGroup], criterion: Criterion) -> dict[str, Weight]:
     """The parameters that a criterion scores groups by."""
-    parameters = dict(model.named_parameters())
     members = scored_members(model, groups, criterion)
+    parameters = dict(model.named_parameters()) if members else {}
     return {m.tensor: Weight(m.tensor, parameters[m.tensor], parameters[m.tensor].ndim - 1) for m in members}
 
 
@@ -53,11 +54,11 @@ def scored_members(model: nn.Module, groups: Iterable[CoupledGroup], criterion: 
     Raises:
         ConfigError: a group has no such member.
     """
+    if criterion.members == "none":
+        return []
     dimensions = {name: parameter.ndim for name, parameter in model.named_parameters()}
     layers = layer_weights(model) if criterion.members in ("layers", "inputs") else {}
     norms = norm_scales(model) if criterion.members == "norms" else set()
-    if criterion.members == "none":
-        return []
     fits: dict[str, Callable[[GroupMember], bool]] = {
         "weights": lambda m: dimensions[m.tensor] > 1,
         "layers": lambda m: m.tensor in layers,
@@ -95,11 +96,11 @@ def score_groups(
         ModelError: a score that is not a number.
     """
     groups = list(groups)
-    parameters = dict(model.named_parameters())
     wanted: dict[str, list[ScoredMember]] = defaultdict(list)
     for member in scored_members(model, groups, criterion):
         if member.tensor in statistics:  # others took no part in any calibration batch
             wanted[member.tensor].append(member)
+    parameters = dict(model.named_parameters()) if wanted else {}
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
     for name, members in wanted.items():  # the terms of one tensor at a time are held
         value = parameters[name].detach()
@@ -116,13 +117,24 @@ def score_groups(
                 f"pruning.criterion: '{criterion.name}' can't score '{group.name}': none of its layers took part in "
                 f"any calibration batch; name it in `ignore`, or give batches that reach it"
             )
-        stacked = torch.stack(parts[group.name])
-        reduced = {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.max(0).values}[reduction]
-        if not torch.isfinite(reduced).all():
+        reduced = _reduced(parts[group.name], reduction)
+        if not math.isfinite(float(reduced.sum())) and not torch.isfinite(reduced).all():
             raise ModelError(f"pruning.criterion: '{criterion.name}' gave scores that are not finite in '{group.name}'")
-        size = {"mean": reduced.abs().mean(), "max": reduced.abs().max(), "none": torch.tensor(1.0)}[normalize]
-        scores[group.name] = reduced / size if float(size) > 0 else reduced
+        size = 1.0
+        if normalize != "none":
+            size = float(reduced.abs().mean() if normalize == "mean" else reduced.abs().max())
+        scores[group.name] = reduced / size if size > 0 else reduced
     return scores
+
+
+def _reduced(parts: list[torch.Tensor], reduction: str) -> torch.Tensor:
+    """One score a unit from those in the members of its group."""
+    if len(parts) == 1:
+        return parts[0]
+    stacked = torch.stack(parts)
+    if reduction == "max":
+        return stacked.amax(0)
+    return stacked.mean(0) if reduction == "mean" else stacked.sum(0)
 
 
 def _unit_scores(
