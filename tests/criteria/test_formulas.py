@@ -397,6 +397,13 @@ def test_the_geometric_median_of_points_that_hold_it():
     assert float(geometric_median(line)) == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_fpgm_in_blocks(count):
+    points = torch.randn(count, 5, dtype=torch.float64)
+    expected = torch.stack([(points - point).norm(dim=1).sum() for point in points])
+    close(create("fpgm").units("w", points), expected)
+
+
 def test_fpgm_of_units_far_from_the_origin():
     points = torch.randn(20, 30) * 1e-3 + 1.0
     expected = references.distances(points.double().tolist())

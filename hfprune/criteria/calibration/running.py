@@ -103,6 +103,7 @@ def accumulate(
 
     Args:
         add: from a batch and its number to what it counts for.
+        sums, largest: what other processes have their part of; looked at only after all batches have run.
 
     Returns:
         The sum of what `add` gave.
