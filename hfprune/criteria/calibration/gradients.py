@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,20 +35,35 @@ def mean_gradients(
 def gradient(calibration: Calibration) -> dict[str, torch.Tensor]:
     """The gradient of the loss, averaged over batches and all processes; weights that took no part are left out."""
     parameters = calibration.parameters
-    sums = [zeros(p.shape, p) for p in parameters]
+    sums: list[torch.Tensor | None] = [None] * len(parameters)
+    added = [0] * len(parameters)
     reached = torch.zeros(len(parameters), device=calibration.device)
 
     def add(batch: Any, number: int) -> int:
         found = torch.autograd.grad(calibration.loss_on(batch, number), parameters, allow_unused=True)
         for index, value in enumerate(found):
-            if value is not None:
+            if value is None:
+                continue
+            if sums[index] is None:  # autograd's own tensor, which others may share: it is not written to
+                sums[index] = value.to(torch.promote_types(value.dtype, torch.float32))
+            elif added[index] == 1:
+                sums[index] = sums[index] + value
+            else:
                 sums[index] += value
-                reached[index] = 1
+            added[index] += 1
+            reached[index] = 1
         return 1
 
+    def owned() -> Iterator[torch.Tensor]:
+        for index, parameter in enumerate(parameters):
+            sums[index] = zeros(parameter.shape, parameter) if sums[index] is None else sums[index].clone()
+            yield sums[index]
+        yield reached
+
     with differentiable(calibration.model, parameters):
-        seen = accumulate(calibration, "gradients", add, [*sums, reached])
-    return {name: total / seen for name, total, r in zip(calibration.weights, sums, reached.tolist(), strict=True) if r}
+        seen = accumulate(calibration, "gradients", add, owned())
+    present = zip(calibration.weights, sums, reached.tolist(), strict=True)
+    return {name: total / seen if seen > 1 else total for name, total, r in present if r}
 
 
 def squared_gradient(calibration: Calibration) -> dict[str, torch.Tensor]:
