@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -100,6 +101,8 @@ class Pruner:
         """
         example = None
         if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            if hasattr(data, "__next__"):  # looking at the first batch must not lose it
+                data = list(itertools.islice(data, self.criterion.batches))
             given = example_inputs_of(data) if example_inputs is None else example_inputs
             example = example_batch(self.model, given)
         statistics = gather(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -16,6 +17,10 @@ class Random(Criterion):
     pointwise = False
     members = "none"
 
+    def __init__(self, **common: Any):
+        super().__init__(**common)
+        self._generator = torch.Generator()
+
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         return self._drawn(name, weight.shape).to(weight.device)
 
@@ -25,7 +30,7 @@ class Random(Criterion):
     def _drawn(self, name: str, shape: torch.Size) -> torch.Tensor:
         # The CPU's generator looks at the low 32 bits of its seed alone.
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        return torch.rand(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:4], "big")))
+        return torch.rand(shape, generator=self._generator.manual_seed(int.from_bytes(digest[:4], "big")))
 
 
 @register_criterion("l1")

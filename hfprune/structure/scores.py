@@ -96,11 +96,13 @@ def score_groups(
         ModelError: a score that is not a number.
     """
     groups = list(groups)
+    if criterion.members == "none":  # made alike for all groups: they compare as they are
+        return {group.name: criterion.units(group.name, torch.empty(group.units, 0)) for group in groups}
     wanted: dict[str, list[ScoredMember]] = defaultdict(list)
     for member in scored_members(model, groups, criterion):
         if member.tensor in statistics:  # others took no part in any calibration batch
             wanted[member.tensor].append(member)
-    parameters = dict(model.named_parameters()) if wanted else {}
+    parameters = dict(model.named_parameters())
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
     for name, members in wanted.items():  # the terms of one tensor at a time are held
         value = parameters[name].detach()
@@ -110,19 +112,16 @@ def score_groups(
             parts[member.group].append(score.double().cpu())
     scores = {}
     for group in groups:
-        if criterion.members == "none":
-            parts[group.name].append(criterion.units(group.name, torch.empty(group.units, 0)).double())
         if not parts[group.name]:
             raise ModelError(
                 f"pruning.criterion: '{criterion.name}' can't score '{group.name}': none of its layers took part in "
                 f"any calibration batch; name it in `ignore`, or give batches that reach it"
             )
         reduced = _reduced(parts[group.name], reduction)
-        if not math.isfinite(float(reduced.sum())) and not torch.isfinite(reduced).all():
+        mean = float(torch.linalg.vector_norm(reduced, 1)) / len(reduced)
+        if not math.isfinite(mean) and not torch.isfinite(reduced).all():
             raise ModelError(f"pruning.criterion: '{criterion.name}' gave scores that are not finite in '{group.name}'")
-        size = 1.0
-        if normalize != "none":
-            size = float(reduced.abs().mean() if normalize == "mean" else reduced.abs().max())
+        size = {"mean": mean, "none": 1.0}.get(normalize) or float(reduced.abs().max())
         scores[group.name] = reduced / size if size > 0 else reduced
     return scores
 
