@@ -7,13 +7,13 @@ import hfprune
 from hfprune import PruningConfig
 from hfprune.criteria import criteria
 from hfprune.criteria.calibration import default_loss
-from hfprune.errors import ConfigError
+from hfprune.errors import ConfigError, ModelError
 from hfprune.pruner import Pruner
 from tests.support.models import TINY, logits
 
 MODELS = ("cnn", "convolutions", "lstm", "attention", "vit", "gpt2", "timm_resnet")
 GRANULARITIES = ("weight", "2:4", "block:4x2")
-OF_WEIGHTS = [name for name in criteria if not criteria[name].of_blocks]
+OF_WEIGHTS = [name for name in criteria if not criteria[name].of_blocks and not criteria[name].of_units]
 REMOVALS = {
     "mlp": ("channel",),
     "cnn": ("channel",),
@@ -24,17 +24,62 @@ REMOVALS = {
 }
 
 
+# What a criterion can't score, and why: the whole of the one line that says so need not be repeated here.
+NOT_SEEN = {("wanda", "lstm"): "its input can't be seen", ("wanda", "attention"): "its input can't be seen"}
+NO_NORM = {("vit", "head"), ("vit", "neuron"), ("gpt2", "head"), ("gpt2", "neuron"), ("llama", "head"),
+           ("llama", "neuron")}  # fmt: skip
+
+
+def refusal(criterion, granularity, name):
+    """What is said where a criterion does not apply; None where it does."""
+    kind = criteria[criterion]
+    if kind.of_blocks and granularity != "layer":
+        return f"'{criterion}' scores whole blocks, not '{granularity}'; use it with granularity: layer"
+    if kind.of_units and granularity in (*GRANULARITIES, "layer"):
+        return f"'{criterion}' scores whole units of a layer, not '{granularity}'"
+    if criterion == "bn_scale" and (name, granularity) in NO_NORM:
+        return "has no norm with a scale; name it in `ignore`"
+    return None
+
+
+def assert_refused(model, config, batch, words):
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    with pytest.raises((ConfigError, ModelError)) as error:
+        hfprune.prune(model, config, batch)
+    assert words in str(error.value)
+    assert f"'{config.criterion_name}'" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.fixture(params=MODELS)
-def tiny(request):
-    return TINY[request.param]
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def tiny(name):
+    return TINY[name]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("criterion", sorted(set(criteria) - set(OF_WEIGHTS)))
+def test_what_does_not_apply_to_masks(criterion, granularity):
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5)
+    words = refusal(criterion, granularity, "cnn")
+    assert words is not None
+    assert_refused(TINY["cnn"].build(), config, TINY["cnn"].batch(), words)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("criterion", OF_WEIGHTS)
-def test_invariants(tmp_path, tiny, criterion, granularity):
+def test_invariants(tmp_path, name, tiny, criterion, granularity):
     config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5, seed=3)
     batch = tiny.batch()
     model = tiny.build().eval()
+    if (criterion, name) in NOT_SEEN:
+        assert_refused(model, config, batch, NOT_SEEN[criterion, name])
+        return
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     report = hfprune.prune(model, config, batch)
 
@@ -78,9 +123,12 @@ def test_invariants(tmp_path, tiny, criterion, granularity):
 
 
 @pytest.mark.parametrize("criterion", OF_WEIGHTS)
-def test_steps_reach_the_same_count(tiny, criterion):
+def test_steps_reach_the_same_count(name, tiny, criterion):
     config = PruningConfig(criterion=criterion, target=0.7, schedule={"kind": "geometric", "steps": 3})
     model = tiny.build().eval()
+    if (criterion, name) in NOT_SEEN:
+        assert_refused(model, config, tiny.batch(), NOT_SEEN[criterion, name])
+        return
     report = hfprune.prune(model, config, tiny.batch())
     assert report.masks.zeros == round(0.7 * report.units)
 
@@ -93,10 +141,8 @@ def test_invariants_of_removal(tmp_path, name, granularity, criterion):
     config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5, seed=3, round_to=1)
     model = tiny.build().eval()
     dense = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    if criteria[criterion].of_blocks and granularity != "layer":
-        with pytest.raises(ConfigError, match=f"'{criterion}' scores whole blocks, not '{granularity}'"):
-            hfprune.prune(model, config, batch)
-        assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+    if words := refusal(criterion, granularity, name):
+        assert_refused(model, config, batch, words)
         return
     report = hfprune.prune(model, config, batch)
 
@@ -121,4 +167,6 @@ def test_invariants_of_removal(tmp_path, name, granularity, criterion):
 
 
 def test_a_criterion_joins_by_being_registered():
-    assert {"random", "l1", "l2", "lamp", "taylor", "snip", "movement"} <= set(criteria)
+    known = {"random", "l1", "l2", "lamp", "bn_scale", "fpgm", "fermat", "taylor", "snip", "synflow", "movement", "obd"}
+    known |= {"fisher", "apoz", "mean_activation", "entropy", "wanda", "block_influence"}
+    assert known <= set(criteria)

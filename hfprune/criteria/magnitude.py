@@ -1,8 +1,9 @@
-"""Criteria that need no data: random, l1, l2, lamp."""
+"""Criteria that need no data: random, l1, l2, lamp, bn_scale."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -11,15 +12,25 @@ from hfprune.criteria.criterion import Criterion, register_criterion
 
 @register_criterion("random")
 class Random(Criterion):
-    """Uniform in [0, 1), drawn by the seed and the layer's name: the baseline."""
+    """Uniform in [0, 1), drawn by the seed and the layer's name, or the group's for its units: the baseline."""
 
     pointwise = False
+    members = "none"
+
+    def __init__(self, **common: Any):
+        super().__init__(**common)
+        self._generator = torch.Generator()
 
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        return self._drawn(name, weight.shape).to(weight.device)
+
+    def units(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        return self._drawn(name, weight.shape[:1])
+
+    def _drawn(self, name: str, shape: torch.Size) -> torch.Tensor:
         # The CPU's generator looks at the low 32 bits of its seed alone.
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+        return torch.rand(shape, generator=self._generator.manual_seed(int.from_bytes(digest[:4], "big")))
 
 
 @register_criterion("l1")
@@ -45,16 +56,34 @@ class L2(Criterion):
 class Lamp(Criterion):
     """w² over the sum of all w'² of the layer with |w'| >= |w| (Lee 2021, arXiv 2010.07611).
 
-    The largest weight of a layer scores 1, whatever its size: a global ranking never empties a layer.
+    The largest weight of a layer scores 1, whatever its size: a global ranking never empties a layer. A block of
+    weights or a structural unit counts as one, with the sum of its squares; a whole residual block, which is alone in
+    its list of weights, scores its mean square.
     """
 
     pointwise = False
 
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        squares = weight.flatten().double().square()
+        return weight.square()
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        if not total.ndim:
+            return total
+        squares = total.flatten().double()
         ordered = squares.sort().values
         at_least = ordered.flip(0).cumsum(0).flip(0)
         # Equal magnitudes share one denominator: the sum from the first of them on.
-        denominators = at_least[torch.searchsorted(ordered, squares)]
-        scores = torch.where(squares > 0, squares / denominators, 0.0).view(weight.shape)
-        return scores if weight.dtype == torch.float64 else scores.float()
+        places = torch.searchsorted(ordered, squares).clamp_max(max(0, len(ordered) - 1))  # nan lies behind all
+        scores = torch.where(squares == 0, 0.0, squares / at_least[places]).view(total.shape)
+        return scores.to(total.dtype)
+
+
+@register_criterion("bn_scale")
+class BnScale(Criterion):
+    """Σ |γ| of the norms that follow the units' layers (Network Slimming, Liu 2017, arXiv 1708.06519)."""
+
+    of_units = True
+    members = "norms"
+
+    def units(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        return weight.abs().sum(1)

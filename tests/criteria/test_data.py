@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hfprune
 from hfprune import PruningConfig
-from hfprune.criteria.calibration import batches_of, default_loss, loss_from, to_device
+from hfprune.criteria import create, criteria
+from hfprune.criteria.calibration import batches_of, default_loss, gather, loss_from, to_device
 from hfprune.errors import ConfigError, DataError, ModelError
-from tests.support.models import CNN, MLP, bert, images, same, snapshot, texts, vectors
+from hfprune.weights import prunable_weights
+from tests.support.models import CNN, MLP, TINY, bert, images, same, snapshot, texts, vectors
 
 TAYLOR = PruningConfig(criterion="taylor", target=0.5)
 
@@ -97,12 +99,47 @@ def test_gradients_flow_where_the_caller_switched_them_off():
     assert found == masks(model, images())
 
 
-def test_a_weight_that_takes_no_part_scores_zero():
+@pytest.mark.parametrize("criterion", ["snip", "fisher", "obd", "synflow", "wanda"])
+def test_a_weight_that_takes_no_part_is_refused_and_may_be_ignored(criterion):
     model = MLP()
     model.unused = nn.Linear(8, 8)
-    report = hfprune.prune(model, PruningConfig(criterion="snip", target=64 / 208), vectors())
-    assert not model.unused.weight.any()
-    assert report.pruned == 64
+    config = PruningConfig(criterion=criterion, target=0.5)
+    message = refusal(model, vectors(), ModelError, config)
+    assert message.startswith(f"pruning.criterion: '{criterion}' can't score 'unused.weight': it took no part in any")
+    config = PruningConfig(criterion=criterion, target=0.5, ignore=["unused"])
+    assert hfprune.prune(model, config, vectors()).pruned == 72
+    assert model.unused.weight.all()
+
+
+def test_layers_that_scores_tell_nothing_about_are_named():
+    model = MLP()
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(-1.0)  # nothing gets through the ReLU
+    with pytest.warns(UserWarning, match=r"'snip' tells nothing apart in 'first.weight' \(and 1 more\)"):
+        hfprune.prune(model, PruningConfig(criterion="snip", target=0.7), vectors())
+    assert model.first.weight.any()
+    assert model.last.weight.any()
+
+
+def test_a_layer_that_goes_as_a_whole_is_named():
+    model = MLP()
+    with torch.no_grad():
+        model.first.weight *= 1e-3
+    with pytest.warns(UserWarning, match="'l1' removes all of 'first.weight'; min_kept keeps a part of every layer"):
+        hfprune.prune(model, PruningConfig(criterion="l1", target=0.7))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "lamp", "taylor", "fisher", "obd", "wanda"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_weights_that_are_not_finite(criterion, value, granularity):
+    model = MLP()
+    with torch.no_grad():
+        model.last.weight[0, 0] = value
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5)
+    message = refusal(model, vectors(), ModelError, config)
+    assert criterion in message or message.startswith("the loss on calibration batch 1 is nan")
 
 
 def test_missing_data():
@@ -182,3 +219,68 @@ def test_batches_and_devices():
     assert type(moved[0]) is type(named)
     assert moved[2] == "text"
     assert moved[1]["a"] is pair[0]
+
+
+@pytest.mark.parametrize("criterion", sorted(name for name in criteria if criteria[name].statistics))
+def test_half_precision_statistics_are_kept_in_single(criterion):
+    model = CNN().bfloat16().eval()
+    batch = (images()[0].bfloat16(), images()[1])
+    weights = {name: w for name, w in prunable_weights(model).items() if name != "conv1.weight"}
+    found = gather(create(criterion), model, weights, batch, example_inputs=((batch[0][:1],), {}))
+    assert {value.dtype for (value,) in found.values()} <= {torch.float32, torch.float64}
+    assert all(value.isfinite().all() for (value,) in found.values())
+    granularity = "channel" if criteria[criterion].of_units else "weight"
+    report = hfprune.prune(model, PruningConfig(criterion=criterion, granularity=granularity, target=0.5), batch)
+    assert report.pruned
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "obd", "wanda", "apoz", "entropy", "block_influence"])
+def test_criteria_that_need_data_say_so(criterion):
+    tiny = TINY["vit"] if criterion == "block_influence" else TINY["cnn"]
+    granularity = {"block_influence": "layer", "apoz": "channel", "entropy": "channel"}.get(criterion, "weight")
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5)
+    example = images()[0] if granularity == "channel" else None
+    message = refusal(tiny.build(), None, ConfigError, config, example_inputs=example)
+    assert message.startswith(f"pruning.criterion: '{criterion}' ")
+    assert "needs data" in message
+
+
+def test_synflow_needs_inputs_but_no_data():
+    model = CNN()
+    config = PruningConfig(criterion="synflow", target=0.5)
+    assert "example_inputs: missing" in refusal(model, None, ModelError, config)
+    first = masks(model, None, config, example_inputs=images()[0])
+    assert first == masks(model, images(seed=5), config)
+    assert "can't run on inputs of ones" in refusal(model, None, ModelError, config, example_inputs=torch.ones(2, 5))
+
+
+def test_activations_need_no_labels_and_progress_is_shown():
+    shown = []
+
+    def progress(batches, words):
+        for batch in batches:
+            shown.append(words)
+            yield batch
+
+    config = PruningConfig(criterion="apoz", granularity="channel", target=0.5, round_to=1)
+    batches = [images(seed=seed)[0] for seed in range(3)]
+    assert hfprune.prune(CNN(), config, batches, progress=progress).pruned == 10
+    assert shown == ["activations"] * 3
+
+
+def test_a_unit_whose_consumer_never_runs():
+    class Skipping(MLP):
+        def forward(self, x):
+            y = self.norm(self.first(x)).relu()
+            return self.last(y) if self.training or x.shape[0] == 1 else y[:, :4] + 0 * self.last.weight.sum()
+
+    config = PruningConfig(criterion="apoz", granularity="channel", target=0.5, round_to=1)
+    message = refusal(Skipping().eval(), vectors(4)[0], ModelError, config, example_inputs=vectors(1)[0])
+    assert message.startswith("pruning.criterion: 'apoz' can't score 'first': none of its layers took part in any")
+
+
+def test_units_that_scores_tell_nothing_about_are_named():
+    config = PruningConfig(criterion="bn_scale", granularity="channel", target=0.5, round_to=1)
+    with pytest.warns(UserWarning, match="'bn_scale' scores all units of 'conv1' .* alike"):
+        hfprune.prune(CNN(), config, example_inputs=images()[0])

@@ -135,3 +135,23 @@ def test_scores_that_are_not_finite(register, granularity, value):
 def test_scores_of_whole_numbers(register):
     register("x")(lambda weight: (weight > 0).long())
     assert hfprune.prune(MLP(), PruningConfig(criterion="x", target=0.5)).pruned == 72
+
+
+def test_a_function_may_take_any_statistic(register):
+    @register("mixed")
+    def mixed(weight, input_norm, squared_gradient, active_fraction, activation_entropy, curvature, synaptic_flow):
+        for value in (input_norm, squared_gradient, active_fraction, activation_entropy, curvature, synaptic_flow):
+            assert torch.broadcast_shapes(value.shape, weight.shape) == weight.shape
+        return weight.abs() * input_norm + active_fraction + activation_entropy + synaptic_flow + curvature
+
+    first = hfprune.prune(MLP(), PruningConfig(criterion="mixed", target=0.5), iter([vectors(), vectors(seed=2)]))
+    assert first.pruned == 72
+
+
+def test_wanda_by_a_function(register):
+    register("product")(lambda weight, input_norm: weight.abs() * input_norm)
+    one, two = MLP(), MLP()
+    two.load_state_dict(one.state_dict())
+    left = hfprune.prune(one, PruningConfig(criterion="product", granularity="2:4", target=0.5), vectors())
+    right = hfprune.prune(two, PruningConfig(criterion="wanda", granularity="2:4", target=0.5), vectors())
+    assert left.masks.digest() == right.masks.digest()

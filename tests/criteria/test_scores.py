@@ -124,17 +124,22 @@ def test_blocks_with_edges(build, name):
         close(scores, expected)
 
 
+def scored(name, weight):
+    criterion = create(name)
+    return criterion.finish(criterion.terms("w", weight))
+
+
 def test_lamp_with_ties_and_zeros():
     weight = torch.tensor([[0.5, -0.5, 0.0, -0.0], [1.0, 0.25, -1.0, 0.5]])
-    scores = create("lamp").terms("w", weight)
+    scores = scored("lamp", weight)
     close(scores, lamp(weight.double().flatten().tolist()))
     assert scores.flatten()[0] == scores.flatten()[1] == scores.flatten()[7]
     assert scores.flatten()[2] == scores.flatten()[3] == 0
-    assert not create("lamp").terms("w", torch.zeros(3)).any()
+    assert not scored("lamp", torch.zeros(3)).any()
 
 
 def test_lamp_gives_the_largest_one():
-    assert float(create("lamp").terms("w", torch.randn(50, 3) * 1e-3).max()) == pytest.approx(1.0)
+    assert float(scored("lamp", torch.randn(50, 3) * 1e-3).max()) == pytest.approx(1.0)
 
 
 def test_random_is_uniform_and_its_own_for_every_layer_and_seed():
