@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from hfprune.errors import ConfigError
+from hfprune.granularity import parse_granularity
 from hfprune.registry import Registry, did_you_mean
 
 STATISTICS = ("gradient", "movement")
@@ -26,12 +27,15 @@ class Criterion:
         statistics: which of `STATISTICS` the terms need, in the order in which they are passed.
         pointwise: whether the terms of some elements depend on these elements alone; the others get whole layers.
         of_blocks: whether it looks at whole residual blocks and scores no weights; for granularity `layer` alone.
+        layerwise: whether it prunes layer after layer, each on what the pruned ones before it give, instead of giving
+            scores (`criteria.layerwise.Layerwise`); for granularities `weight` and N:M alone.
         batches: how many calibration batches feed the statistics.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ()
     pointwise: ClassVar[bool] = True
     of_blocks: ClassVar[bool] = False
+    layerwise: ClassVar[bool] = False
 
     def __init__(self, *, batches: int = 8, seed: int = 0):
         if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
@@ -113,6 +117,12 @@ def check_granularity(criterion: Criterion, name: str, granularities: list[str])
     if criterion.of_blocks and others:
         raise ConfigError(
             f"pruning.criterion: '{name}' scores whole blocks, not '{others[0]}'; use it with granularity: layer"
+        )
+    coarse = [kind for kind in granularities if parse_granularity(kind).kind not in ("weight", "n:m")]
+    if criterion.layerwise and coarse:
+        raise ConfigError(
+            f"pruning.criterion: '{name}' prunes single weights, not '{coarse[0]}'; "
+            f"use it with granularity: weight, or N:M such as 2:4"
         )
 
 
