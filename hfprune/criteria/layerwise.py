@@ -36,11 +36,13 @@ class Layerwise(Criterion):
     compared, so that with scope `global` every layer loses the same fraction as with scope `layer`.
 
     Attributes:
+        updates: whether the weights that stay change too.
         products: whether it needs the sums of products of all pairs of inputs, or only of each input's squares.
         offload: hold hidden states that wait for the next block in the CPU's memory.
     """
 
     layerwise = True
+    updates: ClassVar[bool] = False
     products: ClassVar[bool] = False
 
     def __init__(self, *, offload: bool = False, **common: Any):

@@ -12,7 +12,9 @@ from hfprune.criteria.layerwise import Goal, Layerwise, select_pattern
 from hfprune.errors import ConfigError, ModelError
 from hfprune.selection import LayerScores, select
 
-TRIES = 6
+TRIES = 10
+DEAD = 1e-6
+"""What is left of the damping for inputs that are always zero, so that their weights go before all others."""
 
 
 @register_criterion("sparsegpt")
@@ -31,6 +33,7 @@ class SparseGPT(Layerwise):
         common: `batches` (8 by default) and `offload`.
     """
 
+    updates = True
     products = True
 
     def __init__(self, *, block_size: int = 128, damping: float = 0.01, **common: Any):
@@ -96,8 +99,8 @@ class SparseGPT(Layerwise):
 def inverse_factor(sums: torch.Tensor, damping: float, name: str) -> torch.Tensor:
     """The upper Cholesky factor U of the inverse of the damped Hessian, with U^T U the inverse.
 
-    Inputs that are always zero get the damping alone as their curvature, so that their weights go first and nothing
-    flows into them; a layer that saw nothing at all counts as one whose inputs are independent and of equal size.
+    Inputs that are always zero get next to no curvature, so that their weights go first and nothing flows into them; a
+    layer that saw nothing at all counts as one whose inputs are independent and of equal size.
 
     Args:
         sums: (groups, columns, columns), positive semi-definite.
@@ -113,8 +116,9 @@ def inverse_factor(sums: torch.Tensor, damping: float, name: str) -> torch.Tenso
     mean, sums = torch.where(mean > 0, mean, 1.0), torch.where(mean > 0, sums, identity)
     # What the Hessian is divided by cancels out of both scores and updates; numbers around 1 are inverted best.
     sums = sums / mean
-    for attempt in range(TRIES):
-        lower, failed = torch.linalg.cholesky_ex(sums + damping * 10**attempt * identity)
+    added = torch.where(sums.diagonal(dim1=1, dim2=2) > 0, damping, DEAD * damping)
+    for attempt in range(TRIES):  # from the damping asked for up to that which leaves the diagonal alone
+        lower, failed = torch.linalg.cholesky_ex(sums + torch.diag_embed(added * 10.0**attempt))
         if failed.any():
             continue
         inverse = torch.cholesky_inverse(lower)
