@@ -18,7 +18,7 @@ LEVELS = {
     **dict.fromkeys(("pruner", "profiling", "structure"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
-    **dict.fromkeys(("data", "models", "metrics", "training"), 6),
+    **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
     **dict.fromkeys(("pipeline", "preview", "cli"), 7),
 }
 

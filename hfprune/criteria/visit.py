@@ -148,16 +148,18 @@ class _Visit:
 
     def _through_stack(self, stack: Stack, inside: dict[str, str], step: Callable[[str], None]) -> None:
         replay = Replay(self.model, stack, self.batches, self.forward, self.criterion.offload)
-        for number, path in enumerate(stack.blocks):
-            names = [name for name in self.layers if inside.get(name) == path]
+        held = [[name for name in self.layers if inside.get(name) == path] for path in stack.blocks]
+        for number, (path, names) in enumerate(zip(stack.blocks, held, strict=True)):
             if names:
                 order = self._order(names, lambda number=number: replay.run(number, 0))
                 for group in order.groups:
                     self._prune_group(
                         group, order.uses, lambda batch, watch, number=number: replay.run(number, batch, watch)
                     )
-            replay.advance(number)
             step(path)
+            if not any(held[number + 1 :]):
+                break
+            replay.advance(number)
 
     def _run_model(self, batch: int, watch: Callable[[list[torch.Tensor]], None]) -> None:
         run(self.model, self.batches[batch], self.forward)

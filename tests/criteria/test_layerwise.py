@@ -443,3 +443,54 @@ def test_parameters_of_the_criteria():
             hfprune.prune(CNN(), PruningConfig(criterion={"name": "sparsegpt", **wrong}, target=0.5), images())
     with pytest.raises(ConfigError, match="'wanda' takes no such parameter"):
         hfprune.prune(CNN(), PruningConfig(criterion={"name": "wanda", "damping": 0.1}, target=0.5), images())
+
+
+# ---- language models -----------------------------------------------------------------------------------------------
+
+
+def sentences(count, length, seed):
+    """Tokens of a small grammar: each follows from the two before it, most of the time."""
+    g = torch.Generator().manual_seed(seed)
+    rules = torch.randint(32, (32, 32), generator=torch.Generator().manual_seed(0))
+    found = torch.randint(32, (count, length), generator=g)
+    for place in range(2, length):
+        follows = torch.rand(count, generator=g) < 0.9
+        found[:, place] = torch.where(follows, rules[found[:, place - 2], found[:, place - 1]], found[:, place])
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A Llama of 60 thousand weights that has learnt the grammar."""
+    torch.manual_seed(0)
+    config = llama().config
+    config.hidden_size, config.intermediate_size, config.head_dim = 48, 96, 12
+    config.max_position_embeddings = 32
+    model = type(llama())(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=400)
+    for step in range(400):
+        ids = sentences(32, 24, seed=step + 1)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def perplexity(model):
+    ids = sentences(64, 24, seed=10_000)
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss.exp())
+
+
+def test_perplexity_suffers_least_with_sparsegpt_and_more_with_magnitude(trained):
+    data = [{"input_ids": sentences(16, 24, seed=20_000 + number)} for number in range(16)]
+    found = {"dense": perplexity(trained)}
+    for criterion in ("sparsegpt", "wanda", "l1"):
+        named = criterion if criterion == "l1" else {"name": criterion, "batches": 16}
+        model, report = pruned(trained, data, named, scope="layer")
+        assert report.masks.zeros == round(0.5 * report.units)
+        found[criterion] = perplexity(model)
+    assert found["dense"] < 12  # of 32 tokens that are all equally likely to one who knows nothing
+    assert found["dense"] < found["sparsegpt"] <= found["wanda"] < found["l1"], found
