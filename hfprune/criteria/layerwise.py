@@ -77,7 +77,18 @@ class Wanda(Layerwise):
 
     Every row loses the same number of weights; the ones left over by rounding go from the rows where they score lowest.
     An N:M pattern is chosen in every group by itself.
+
+    Args:
+        per_row: compare within rows, which the paper finds best for large language models; otherwise all weights of a
+            layer are compared, which small ones tend to lose less by.
+        common: `batches` (8 by default) and `offload`.
     """
+
+    def __init__(self, *, per_row: bool = True, **common: Any):
+        super().__init__(**common)
+        if not isinstance(per_row, bool):
+            raise ConfigError(f"pruning.criterion.per_row: {per_row!r} must be true or false")
+        self.per_row = per_row
 
     def prune_layer(
         self, layer: Layer, matrices: torch.Tensor, sums: torch.Tensor, gone: torch.Tensor | None, goal: Goal
@@ -86,7 +97,7 @@ class Wanda(Layerwise):
         if goal.group:
             chosen = select_pattern(layer, scores, gone, goal)
         else:
-            width = scores.shape[-1]
+            width = scores.shape[-1] if self.per_row else scores.numel()
             before = None if gone is None else gone.reshape(-1, width)
             chosen = select_rows(scores.reshape(-1, width), goal.count, before).view(scores.shape)
         return chosen, matrices.masked_fill(chosen, 0.0)

@@ -30,6 +30,9 @@ def test_masks_stay_through_phases(tmp_path, criterion, granularity):
     for name, kept in trainer.masks.kept.items():
         value = trainer.model.get_parameter(name)
         assert not value[~kept].any()
+        if granularity == "2:4" and kept.shape[1] < 4:  # the patch embedding takes one channel
+            assert kept.all()
+            continue
         assert (~kept).float().mean() == pytest.approx(0.5, abs=0.01)
         if granularity == "2:4":
             assert (kept.view(-1, 4).sum(1) == 2).all()
