@@ -10,7 +10,7 @@ from torch import nn
 
 from hfprune.errors import ModelError
 
-IN_MEMORY = 1 << 28
+IN_MEMORY = 1 << 26
 """Bytes up to which the values are held in memory; beyond, they lie in a temporary file."""
 
 

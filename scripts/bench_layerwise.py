@@ -117,7 +117,7 @@ def main() -> None:
             found["sums"],
         )
         table.add_row(criterion, *(human_bytes(n) for n in numbers), f"{found['seconds']:.0f}")
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -93,16 +93,14 @@ class Layer:
         if module.padding_mode != "zeros":
             inputs = nn.functional.pad(inputs, module._reversed_padding_repeated_twice, mode=module.padding_mode)
             padding = 0
-        kernels = self._unit_kernels.to(inputs.device, inputs.dtype)
+        kernels = self._unit_kernels(inputs)
         return CONVOLUTIONS[dims](inputs, kernels, None, module.stride, padding, module.dilation, module.groups)
 
-    @cached_property
-    def _unit_kernels(self) -> torch.Tensor:
+    def _unit_kernels(self, like: torch.Tensor) -> torch.Tensor:
         """One kernel a column, that is one where the column stands and zero elsewhere; repeated for every group."""
-        kernel, places = tuple(self.module.kernel_size), 1
-        for size in kernel:
-            places *= size
-        units = torch.eye(places * self.width).view(places * self.width, *kernel, self.width)
+        kernel = tuple(self.module.kernel_size)
+        columns = math.prod(kernel) * self.width
+        units = torch.eye(columns, dtype=like.dtype, device=like.device).view(columns, *kernel, self.width)
         return units.movedim(-1, 1).repeat(self.groups, *[1] * (units.ndim - 1))
 
 

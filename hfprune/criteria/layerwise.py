@@ -60,7 +60,7 @@ class Layerwise(Criterion):
             layer: which one.
             matrices: its weight as (groups, rows, columns), in at least single precision.
             sums: the mean over all positions of each input's square, (groups, columns); or with `products` of the
-                products of all pairs of inputs, (groups, columns, columns).
+                products of all pairs of inputs, (groups, columns, columns). It may be written over.
             gone: what is gone already, in the shape of `matrices`, or None.
             goal: how much is to be gone.
 
@@ -140,7 +140,7 @@ def select_rows(scores: torch.Tensor, total: int, gone: torch.Tensor | None = No
     chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     following = torch.full((height,), torch.inf, dtype=scores.dtype, device=scores.device)
     places = torch.zeros(height, dtype=torch.long, device=scores.device)
-    step = max(1, 16 * CHUNK // max(1, width))
+    step = max(1, 4 * CHUNK // max(1, width))
     for start in range(0, height, step):
         part, wanted = scores[start : start + step], counts[start : start + step, None]
         if gone is not None:

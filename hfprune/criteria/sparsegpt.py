@@ -103,28 +103,30 @@ def inverse_factor(sums: torch.Tensor, damping: float, name: str) -> torch.Tenso
     layer that saw nothing at all counts as one whose inputs are independent and of equal size.
 
     Args:
-        sums: (groups, columns, columns), positive semi-definite.
+        sums: (groups, columns, columns), positive semi-definite; it is used up, since a copy of that size would be the
+            largest thing in memory.
         damping: fraction of the mean diagonal.
         name: the weight's name, for the message.
 
     Raises:
         ModelError: no damping makes the matrix definite.
     """
-    size = sums.shape[-1]
-    mean = sums.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    identity = torch.eye(size, dtype=sums.dtype, device=sums.device)
-    mean, sums = torch.where(mean > 0, mean, 1.0), torch.where(mean > 0, sums, identity)
+    diagonal = sums.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1)[:, None, None]
     # What the Hessian is divided by cancels out of both scores and updates; numbers around 1 are inverted best.
-    sums = sums / mean
-    added = torch.where(sums.diagonal(dim1=1, dim2=2) > 0, damping, DEAD * damping)
+    sums.div_(torch.where(mean > 0, mean, 1.0))
+    diagonal.add_((mean <= 0).squeeze(2).to(sums.dtype))
+    undamped = diagonal.clone()
+    added = torch.where(undamped > 0, damping, DEAD * damping)
     for attempt in range(TRIES):  # from the damping asked for up to that which leaves the diagonal alone
-        lower, failed = torch.linalg.cholesky_ex(sums + torch.diag_embed(added * 10.0**attempt))
+        diagonal.copy_(undamped + added * 10.0**attempt)
+        factor, failed = torch.linalg.cholesky_ex(sums)
         if failed.any():
             continue
-        inverse = torch.cholesky_inverse(lower)
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-        if not failed.any() and torch.isfinite(upper).all():
-            return upper
+        factor = torch.cholesky_inverse(factor)
+        factor, failed = torch.linalg.cholesky_ex(factor, upper=True)
+        if not failed.any() and torch.isfinite(factor).all():
+            return factor
     raise ModelError(f"pruning.criterion: 'sparsegpt' can't invert the Hessian of '{name}'; give more damping")
 
 

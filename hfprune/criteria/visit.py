@@ -86,8 +86,13 @@ class _Sums:
 
     def add(self, rows: torch.Tensor) -> None:
         """Adds (groups, positions, columns)."""
-        found = rows.transpose(1, 2) @ rows if self.products else rows.square().sum(1)
-        self.total = found if self.total is None else self.total.add_(found)
+        if self.total is None:
+            groups, _, columns = rows.shape
+            self.total = rows.new_zeros((groups, columns, columns) if self.products else (groups, columns))
+        if self.products:
+            self.total.baddbmm_(rows.transpose(1, 2), rows)
+        else:
+            self.total += rows.square().sum(1)
         self.count += rows.shape[1]
 
 
