@@ -78,7 +78,7 @@ def load_model(section: ModelSection, task: str, labels: list[str] | None) -> Lo
     if local.is_dir():
         loaded = _from_folder(local, section, task, labels)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        loaded = LoadedModel(_from_function(section, labels))
+        loaded = _from_function(section, labels)
     elif looks_like_path(name):
         raise ModelError(f"model.name: no folder '{name}'; {missing_path(name)}")
     elif name.startswith("timm/"):
@@ -271,7 +271,7 @@ def _processing_class(folder: Path, section: ModelSection, task: str) -> Any:
     return tokenizer
 
 
-def _from_function(section: ModelSection, labels: list[str] | None) -> nn.Module:
+def _from_function(section: ModelSection, labels: list[str] | None) -> LoadedModel:
     module_name, _, function_name = section.name.partition(":")
     with _working_folder_importable():
         try:
@@ -296,10 +296,11 @@ def _from_function(section: ModelSection, labels: list[str] | None) -> nn.Module
             signature.bind(**args)
         except TypeError as error:
             raise ModelError(f"model.args: {section.name}: {error}") from error
-        model = function(**args)
+        made = function(**args)
+    model, processing_class = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model.name: {section.name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
+    return LoadedModel(model, processing_class)
 
 
 def _signature(function: Callable) -> inspect.Signature:

@@ -15,6 +15,7 @@ from hfprune.config import PruningConfig
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
+from hfprune.originals import Originals
 from hfprune.pruner import Pruner
 from hfprune.structure.pruner import StructuredPruner
 from hfprune.structure.record import followed_by
@@ -144,12 +145,14 @@ def _mask(
     targets = config.targets()
     if len(targets) > 1 and hasattr(data, "__next__"):  # every step scores on the same batches
         data = list(itertools.islice(data, pruner.criterion.batches))
+    block = block_of(model)
+    masks = masks_from_block(model, block) if block else MaskSet({})
+    if pruner.visits:
+        return _visit(model, config, pruner, masks, data, loss)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     backup, lost = {}, {}
     if len(targets) > 1:
         backup = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    block = block_of(model)
-    masks = masks_from_block(model, block) if block else MaskSet({})
     try:
         for target in targets:
             masks = pruner.select(target, masks, data=data, loss=loss, example_inputs=example_inputs, progress=progress)
@@ -164,5 +167,25 @@ def _mask(
             for name, (places, values) in lost.items():
                 parameters[name][places] = values
         raise
-    pruned = max(pruner.wanted(targets[-1]), pruner.gone(masks))
+    return _report(pruner, masks, targets[-1])
+
+
+def _visit(
+    model: nn.Module, config: PruningConfig, pruner: Pruner, masks: MaskSet, data: Any, loss: LossFunction | None
+) -> PruneReport:
+    """Masks by a criterion that prunes layer after layer, and may change the weights that stay."""
+    targets = config.targets()
+    with Originals() as originals:
+        try:
+            for target in targets:
+                masks = pruner.visit(target, masks, originals, data=data, loss=loss).apply(model)
+            annotate(model, config, masks, achieved=targets[-1])
+        except BaseException:
+            originals.restore()
+            raise
+    return _report(pruner, masks, targets[-1])
+
+
+def _report(pruner: Pruner, masks: MaskSet, target: float) -> PruneReport:
+    pruned = max(pruner.wanted(target), pruner.gone(masks))
     return PruneReport(masks, pruned / pruner.total_units, pruner.total_units, pruned)

@@ -272,6 +272,7 @@ def _report(
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
         **trainer.method.report(),
+        **_conditions(job),
         "recipe": job.recipe.model_dump(mode="json"),
         "main_metric": job.metrics.main,
         "greater_is_better": job.metrics.greater_is_better,
@@ -280,6 +281,20 @@ def _report(
         "seed": trainer.args.seed,
         "environment": environment(device, dtype),
     }
+
+
+def _conditions(job: _Job) -> dict[str, Any]:
+    """How a language model was evaluated, without which a perplexity says nothing."""
+    length = job.data.facts.get("block_size")
+    if length is None:
+        return {}
+    args, dtype = job.trainer.args, str(next(job.model.parameters()).dtype).removeprefix("torch.")
+    for short, name in (("bf16", "bfloat16"), ("fp16", "float16")):
+        if getattr(args, f"{short}_full_eval"):
+            dtype = name
+        elif getattr(args, short):
+            dtype = f"{name} (mixed precision)"
+    return {"evaluation": {"sequence_length": length, "stride": length, "dtype": dtype}}
 
 
 def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measurement, Measurement]:

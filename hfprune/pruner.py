@@ -14,9 +14,12 @@ from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of, gather
 from hfprune.criteria.criterion import WITHOUT_DATA
+from hfprune.criteria.layerwise import Goal, shares
+from hfprune.criteria.visit import visit
 from hfprune.errors import ConfigError, ModelError
 from hfprune.granularity import parse_granularity
 from hfprune.masks import MaskSet
+from hfprune.originals import Originals
 from hfprune.profiling import example_batch
 from hfprune.selection import LayerScores, pattern_candidates, select, select_each, select_rows
 from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights
@@ -56,11 +59,16 @@ class Pruner:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion runs batches through the model."""
-        return self.criterion.needs_data
+        return self.criterion.needs_data or self.visits
+
+    @property
+    def visits(self) -> bool:
+        """Whether layers are pruned one after another, each on what the pruned ones before it give."""
+        return self.criterion.layerwise and self.shape.kind in ("weight", "n:m")
 
     @property
     def _by_row(self) -> bool:
-        return self.criterion.by_row and self.shape.kind == "weight"
+        return self.criterion.by_row and self.shape.kind == "weight" and not self.visits
 
     @property
     def total_units(self) -> int:
@@ -99,6 +107,12 @@ class Pruner:
             ConfigError: the criterion lacks data.
             ModelError: scores that are not numbers, a batch that the model can't take.
         """
+        if self.visits:
+            with Originals() as originals:
+                try:
+                    return self.visit(target, masks, originals, data=data, loss=loss)
+                finally:
+                    originals.restore()
         example = None
         if set(self.criterion.statistics) & set(WITHOUT_DATA):
             if hasattr(data, "__next__"):  # looking at the first batch must not lose it
@@ -124,6 +138,50 @@ class Pruner:
             before = masks.gone(name)
             kept[name] = mask if before is None else mask & ~before
         return MaskSet({name: kept[name] for name in self.weights if name in kept} | kept, self.pattern)
+
+    def visit(
+        self,
+        target: float,
+        masks: MaskSet | None,
+        originals: Originals,
+        *,
+        data: Any = None,
+        loss: LossFunction | None = None,
+    ) -> MaskSet:
+        """`select` for a criterion that prunes layer after layer: the model is pruned when it returns.
+
+        Args:
+            target, masks, data, loss: as in `select`.
+            originals: takes the values that change, which the caller puts back when anything fails.
+        """
+        masks = masks or MaskSet({})
+        gone = {name: masks.gone(name) for name in self.weights if name in masks}
+        goals = self._goals(target, gone)
+        name = self.config.criterion_name
+        found = visit(self.criterion, name, self.model, self.weights, goals, gone, data, originals, loss)
+        kept = dict(masks.kept)
+        for name in list(found):
+            kept[name] = found.pop(name).logical_not_()
+        return MaskSet({name: kept[name] for name in self.weights} | kept, self.pattern)
+
+    def _goals(self, target: float, gone: dict[str, torch.Tensor]) -> dict[str, Goal]:
+        """How much of every layer goes; of a total over all layers each gives its share."""
+        already = {name: int(mask.sum()) for name, mask in gone.items()}
+        if self.shape.kind == "n:m":
+            whole = target >= self.config.ratio
+            counts = {name: self._layer_count(name, target) for name in self.weights}
+            return {name: Goal(count, self.shape.kept, self.shape.group, whole) for name, count in counts.items()}
+        counts = {name: self._own_count(name, target) for name in self.own_ratio}
+        rest = [name for name in self.weights if name not in self.own_ratio]
+        if self.config.scope == "layer":
+            counts |= {name: self._layer_count(name, target) for name in rest}
+        else:
+            sizes, least = [self.units[name] for name in rest], [already.get(name, 0) for name in rest]
+            most = [max(self._limit(name), already.get(name, 0)) for name in rest]
+            total = round(target * sum(sizes))
+            counts |= dict(zip(rest, shares(total, sizes, least, most), strict=True))
+        bounds = {name: max(self._limit(name), already.get(name, 0)) for name in counts}
+        return {name: Goal(min(max(count, already.get(name, 0)), bounds[name])) for name, count in counts.items()}
 
     def gone(self, masks: MaskSet) -> int:
         """How many units the masks hold at zero; of blocks only whole ones count."""

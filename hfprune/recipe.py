@@ -22,7 +22,8 @@ class ModelSection(StrictModel):
     """Which model.
 
     Attributes:
-        name: `timm/ARCHITECTURE[.TAG]`, a Hub id, a local folder, or `package.module:function` that returns a module.
+        name: `timm/ARCHITECTURE[.TAG]`, a Hub id, a local folder, or `package.module:function` that returns a module,
+            or a module and its tokenizer.
         args: for timm, arguments of `timm.create_model`; for transformers, values of its config; else of the function.
         pretrained: load weights (timm and transformers); false builds the architecture with random ones.
         revision: a branch, tag or commit on the Hub.
@@ -55,8 +56,8 @@ class DataSection(StrictModel):
     """Which data.
 
     Attributes:
-        name: `digits` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv or text file
-            or a folder of them, or the name of a dataset on the Hub.
+        name: `digits` or `python_docs` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv
+            or text file or a folder of them, or the name of a dataset on the Hub.
         task: `image-classification`, `text-classification` or `causal-lm`.
         config: the dataset's configuration, for those that have several.
         train_split, eval_split: the splits used; by default train, and the first of test, validation.

@@ -149,6 +149,8 @@ def test_every_recipe_is_valid(recipe):
         "tinystories_gradual",
         "resnet_structured_cifar10",
         "bert_heads_neurons_sst2",
+        "opt_sparsegpt_2of4",
+        "llama_wanda",
     ],
 )
 def test_recipes_of_the_hub_end_in_one_line_without_it(name, tmp_path):

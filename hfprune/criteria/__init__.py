@@ -6,7 +6,9 @@ from hfprune.criteria import (  # noqa: F401  (their criteria register themselve
     curvature,
     geometry,
     gradient,
+    layerwise,
     magnitude,
+    sparsegpt,
 )
 from hfprune.criteria.criterion import Criterion, check_granularity, create, criteria, register_criterion
 

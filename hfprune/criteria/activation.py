@@ -1,4 +1,4 @@
-"""Criteria of activations: apoz, mean_activation, entropy, wanda."""
+"""Criteria of activations: apoz, mean_activation, entropy."""
 
 from __future__ import annotations
 
@@ -52,19 +52,3 @@ class Entropy(OfInputs):
     def __init__(self, *, bins: int = 32, **common: Any):
         super().__init__(**common)
         self.bins = count("bins", bins, least=2)
-
-
-@register_criterion("wanda")
-class Wanda(Criterion):
-    """|w| · ||x_j||₂, compared within each output row for single weights (Sun 2023, arXiv 2306.11695).
-
-    Convolutions: x_j is what the place in the kernel meets in all patches. Blocks and structural units sum it up.
-    """
-
-    statistics = ("input_norm",)
-    pointwise = False
-    by_row = True
-    members = "layers"
-
-    def terms(self, name: str, weight: torch.Tensor, input_norm: torch.Tensor) -> torch.Tensor:
-        return weight.abs() * input_norm

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from hfprune.errors import ConfigError
+from hfprune.granularity import parse_granularity
 from hfprune.registry import Registry, did_you_mean
 
 STATISTICS = (
@@ -38,7 +39,7 @@ WITHOUT_DATA = ("synaptic_flow",)
 """Statistics that need no calibration data."""
 
 _OF_INPUTS = ("input_norm", "mean_activation", "active_fraction", "activation_entropy")
-_OF_UNITS = ("channel", "head", "neuron", "width")
+_OF_UNITS = ("channel", "head", "head_dim", "neuron", "width")
 
 
 class Criterion:
@@ -57,6 +58,8 @@ class Criterion:
         members: by which tensors of a coupled group it scores: its `weights` (where there are none, all), the weights
             of its `layers` (linear ones and convolutions), those of layers that take the group as their `inputs`, the
             scales of its `norms`, or `none`.
+        layerwise: whether single weights and N:M are pruned layer after layer, each on what the pruned ones before it
+            give (`criteria.layerwise.Layerwise`).
         batches: how many calibration batches feed the statistics.
         probes, bins: what `curvature` and `activation_entropy` are measured with.
     """
@@ -70,6 +73,7 @@ class Criterion:
     members: ClassVar[str] = "weights"
     probes: int = 8
     bins: int = 32
+    layerwise: ClassVar[bool] = False
 
     def __init__(self, *, batches: int = 8, seed: int = 0):
         self.batches = count("batches", batches)
@@ -186,6 +190,12 @@ def check_granularity(criterion: Criterion, name: str, granularities: list[str])
         raise ConfigError(
             f"pruning.criterion: '{name}' scores whole units of a layer, not '{unfit[0]}'; use it with granularity: "
             f"{', '.join(_OF_UNITS[:-1])} or {_OF_UNITS[-1]}"
+        )
+    coarse = [kind for kind in granularities if parse_granularity(kind).kind not in ("weight", "n:m")]
+    if criterion.layerwise and not criterion.statistics and coarse:
+        raise ConfigError(
+            f"pruning.criterion: '{name}' prunes single weights, not '{coarse[0]}'; "
+            f"use it with granularity: weight, or N:M such as 2:4"
         )
 
 

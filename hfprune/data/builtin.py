@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydoc_data.topics import topics
+
 import numpy as np
 from datasets import Array2D, ClassLabel, Dataset, Features
 from sklearn.datasets import load_digits
@@ -27,4 +29,18 @@ def digits() -> dict[str, Dataset]:
     return {
         name: Dataset.from_dict({"image": images[rows], "label": source.target[rows]}, features=features)
         for name, rows in (("train", np.sort(train)), ("test", np.sort(evaluation)))
+    }
+
+
+@builtin.register("python_docs")
+def python_docs() -> dict[str, Dataset]:
+    """The reference texts behind Python's own `help()`, one row a topic in alphabetical order: English prose with code,
+    some 700,000 characters, of which every tenth topic is to evaluate on.
+
+    They come with every Python, and differ a little between its versions.
+    """
+    texts = [topics[name] for name in sorted(topics)]
+    return {
+        "train": Dataset.from_dict({"text": [text for index, text in enumerate(texts) if index % 10 != 9]}),
+        "test": Dataset.from_dict({"text": texts[9::10]}),
     }

@@ -19,8 +19,8 @@ from hfprune.hub.words import code, fence, method, removed
 from hfprune.report.tables import (
     as_markdown,
     comparison_rows,
+    conditions,
     is_fraction,
-    latency_conditions,
     main_metric,
     metrics,
     percent,
@@ -83,7 +83,7 @@ def render_card(
         summary=_summary(report),
         caveat=_caveat(report),
         comparison=as_markdown(comparison_rows(report)),
-        conditions=latency_conditions(report),
+        conditions="\n\n".join(conditions(report)) or None,
         evaluated_on=_evaluated_on(report),
         steps=as_markdown(steps) if steps.rows else None,
         pictures=list(pictures),

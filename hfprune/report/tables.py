@@ -147,8 +147,8 @@ def removed_table(report: Mapping[str, Any], most: int = 20) -> Table:
 
 
 def comparison_table(report: Mapping[str, Any]) -> Table:
-    """Dense, pruned and change, for `rich.print`; the caption says on what machine latency was measured."""
-    return as_table(comparison_rows(report), caption=latency_conditions(report))
+    """Dense, pruned and change, for `rich.print`; the caption says how it was measured."""
+    return as_table(comparison_rows(report), caption="\n".join(conditions(report)) or None)
 
 
 def steps_table(report: Mapping[str, Any]) -> Table:
@@ -159,6 +159,24 @@ def steps_table(report: Mapping[str, Any]) -> Table:
 def sparsity_table(report: Mapping[str, Any], most: int = 20) -> Table:
     """Zeros of every pruned tensor, at most `most` of them by name, for `rich.print`."""
     return as_table(sparsity_rows(report, most))
+
+
+def conditions(report: Mapping[str, Any]) -> list[str]:
+    """Sentences on how what the comparison shows was measured."""
+    return [sentence for sentence in (perplexity_conditions(report), latency_conditions(report)) if sentence]
+
+
+def perplexity_conditions(report: Mapping[str, Any]) -> str | None:
+    """One sentence on how perplexity was evaluated; None where it was not, or that is not known."""
+    known = report.get("evaluation")
+    if not known or not any(
+        "perplexity" in metrics((report.get(side) or {}).get("metric")) for side in ("dense", "pruned")
+    ):
+        return None
+    return (
+        f"Perplexity: sequences of {known['sequence_length']} tokens, stride {known['stride']}, the first token of "
+        f"each not counted, in {known['dtype']}."
+    )
 
 
 def latency_conditions(report: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,8 @@ from accelerate.utils import gather_object
 
 from hfprune.checkpoint.metadata import annotate
 from hfprune.errors import ModelError
+from hfprune.masks import MaskSet
+from hfprune.originals import Originals
 from hfprune.pruner import Pruner
 from hfprune.training.removal import example_of
 from hfprune.weights import Weight
@@ -45,16 +47,21 @@ class Masking:
             ModelError: the processes of a run chose differently; nothing is changed.
         """
         trainer = self.trainer
-        masks = self.pruner.select(
-            target,
-            trainer.masks,
-            data=trainer.calibration_batches() if self.pruner.needs_data else None,
-            loss=trainer.calibration_loss,
-            history=trainer.history or None,
-            example_inputs=example_of(trainer) if "synaptic_flow" in self.pruner.criterion.statistics else None,
-        )
-        if len(set(gather_object([masks.digest()]))) > 1:
-            raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")
+        given: dict[str, Any] = {
+            "data": trainer.calibration_batches() if self.pruner.needs_data else None,
+            "loss": trainer.calibration_loss,
+        }
+        if self.pruner.visits:
+            with Originals() as originals:
+                try:
+                    masks = _alike(self.pruner.visit(target, trainer.masks, originals, **given))
+                except BaseException:
+                    originals.restore()
+                    raise
+        else:
+            if "synaptic_flow" in self.pruner.criterion.statistics:
+                given["example_inputs"] = example_of(trainer)
+            masks = _alike(self.pruner.select(target, trainer.masks, history=trainer.history or None, **given))
         trainer.masks = masks.apply(trainer.model)
         achieved = max(self.pruner.wanted(target), self.pruner.gone(masks)) / self.pruner.total_units
         self.annotate(achieved)
@@ -88,3 +95,10 @@ class Masking:
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Takes up what `state` gave."""
+
+
+def _alike(masks: MaskSet) -> MaskSet:
+    """The masks, where all processes of a run chose the same."""
+    if len(set(gather_object([masks.digest()]))) > 1:
+        raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")
+    return masks
