@@ -96,11 +96,30 @@ class Pruner:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
             gone = self._select_units(target, layers)
         kept = {name: mask for name, mask in masks.kept.items() if name not in gone}
-        for name in list(gone):
-            mask = self._expand(self.weights[name], gone.pop(name).logical_not_())
+        for name, mask in self.masks_of(gone).kept.items():
             before = masks.gone(name)
             kept[name] = mask if before is None else mask & ~before
         return MaskSet({name: kept[name] for name in self.weights if name in kept} | kept, self.pattern)
+
+    def masks_of(self, gone: dict[str, torch.Tensor]) -> MaskSet:
+        """The masks that hold these units at zero; the tensors are used up.
+
+        Args:
+            gone: weight name to a bool tensor, true for a unit that goes: of N:M in the weight's shape with the input
+                dimension last, else flat.
+        """
+        kept = {name: self._expand(self.weights[name], gone.pop(name).logical_not_()) for name in list(gone)}
+        return MaskSet(kept, self.pattern)
+
+    def layer_scores(self, *, data: Any = None, loss: LossFunction | None = None) -> list[LayerScores]:
+        """The scores of every layer's units, the model taken as it is; nothing is selected.
+
+        Args:
+            data, loss: for criteria that need them (`criteria.calibration.gather`).
+        """
+        statistics = gather(self.criterion, self.model, self.weights, data, loss=loss)
+        nothing = MaskSet({})
+        return [self._layer_scores(weight, nothing, statistics[name]) for name, weight in self.weights.items()]
 
     def gone(self, masks: MaskSet) -> int:
         """How many units the masks hold at zero; of blocks only whole ones count."""

@@ -168,6 +168,18 @@ class StructuredPruner:
             weights |= block.weights(self.model)
         return self.decide(target, gather(self.criterion, self.model, weights, data, loss=loss, history=history), data)
 
+    def scores(self, *, data: Any = None, loss: LossFunction | None = None) -> dict[str, torch.Tensor]:
+        """The score of every unit of the model as it is, by group name, as they are ranked for a ratio.
+
+        Args:
+            data, loss: for criteria that need them (`criteria.calibration.gather`).
+        """
+        weights = scored_weights(self.model, self.groups.values())
+        statistics = gather(self.criterion, self.model, weights, data, loss=loss)
+        return score_groups(
+            self.model, self.groups.values(), self.criterion, statistics, self.config.reduction, self.config.normalize
+        )
+
     def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
         """The choice that these statistics of the weights lead to."""
         blocks = choose_blocks(self, target, statistics, data)

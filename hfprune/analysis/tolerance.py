@@ -1,0 +1,255 @@
+"""sensitivity(): what a model's metric is after each layer or group alone is pruned, at several ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfprune.analysis.chosen import LayerTolerance, Sensitivity
+from hfprune.analysis.subject import CriterionSpec, Progress, Subject, labels_of
+from hfprune.config import shrinks
+from hfprune.criteria.calibration import LossFunction, batches_of, default_loss, to_device
+from hfprune.errors import ConfigError, DataError, ModelError
+from hfprune.selection import select_each
+from hfprune.structure.candidates import candidates
+from hfprune.structure.graph import evaluating
+from hfprune.structure.pruner import StructuredPruner
+from hfprune.structure.removal import remove
+from hfprune.structure.targets import Candidates, Solver
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
+"""From the model, pruned, to its metric or several by name."""
+
+
+def sensitivity(
+    model: nn.Module,
+    evaluate: Evaluate | None = None,
+    *,
+    metric: str = "loss",
+    greater_is_better: bool | None = None,
+    ratios: Sequence[float] = RATIOS,
+    tolerance: float = 0.02,
+    criterion: CriterionSpec = "l1",
+    granularity: str | Sequence[str] | None = None,
+    data: Any = None,
+    loss: LossFunction | None = None,
+    example_inputs: Any = None,
+    include: Iterable[str] | None = None,
+    ignore: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Measures a model after each layer or group alone is pruned, at several ratios and without training (as in Li et
+    al. 2017, arXiv 1608.08710, section 3.1). The model ends exactly as it was.
+
+    Single weights and blocks are set to zero; units of coupled groups are removed, with the proof, and put back. Of
+    every layer the largest ratio is chosen up to which no drop of the metric exceeds the tolerance.
+
+    Example:
+        >>> found = hfprune.sensitivity(model, accuracy_of, metric="accuracy")
+        >>> print(found.to_yaml())          # a recipe's pruning section with its per_layer ratios
+
+    Args:
+        model: any module.
+        evaluate: from the model to its metric; by default the mean loss over `data`.
+        metric: the metric's name; where `evaluate` gives several, the one to look at.
+        greater_is_better: by default judged by the name: loss, error and perplexity shrink.
+        ratios: the fractions of a layer that are tried, each between 0 and 1.
+        tolerance: the drop that is tolerated, as a fraction of the dense model's metric.
+        criterion: what chooses the units: a name, or a map of `name` and parameters.
+        granularity: `channel`, `head`, `neuron`, `width` or a list of them; `weight` or `block:RxC`. By default
+            `channel` where the model's structure can be analysed, else `weight`.
+        data: batches, for criteria that need them and for the loss.
+        loss: from the model and a batch to a scalar; by default as in `prune`.
+        example_inputs: for structural granularities; may be left out for transformers and timm models.
+        include, ignore: as in `PruningConfig`.
+        seed: of random scores.
+        progress: told of every evaluation.
+
+    Raises:
+        ConfigError: a ratio or tolerance out of bounds, an unknown criterion, nothing to evaluate with.
+        ModelError: a model without layers to prune, or whose metric is not a finite number.
+    """
+    ratios = _checked(ratios, tolerance)
+    if evaluate is None:
+        evaluate = _mean_loss(data, loss)
+    better = not shrinks(metric) if greater_is_better is None else greater_is_better
+    labels = labels_of([criterion])
+    include, ignore = None if include is None else list(include), list(ignore)
+    given = {"example_inputs": example_inputs, "include": include, "ignore": ignore, "seed": seed}
+    subject = Subject(model, granularity, labels, data=data, loss=loss, **given)
+    trials = _groups(subject, *labels) if subject.is_structural else _masks(subject, *labels)
+    tell, total = progress or (lambda *_: None), 1 + len(trials) * len(ratios)
+    tell("dense", 0, total)
+    dense = _value(evaluate(model), metric)
+    if not math.isfinite(dense):
+        raise ModelError(f"the dense model's {metric} is {dense}; nothing can be compared with it")
+    layers: dict[str, LayerTolerance] = {}
+    for number, trial in enumerate(trials):
+        values: dict[int, float | None] = {0: dense}
+        for step, ratio in enumerate(ratios):
+            tell(trial.name, 1 + number * len(ratios) + step, total)
+            if (count := trial.count(ratio)) not in values:
+                values[count] = _tried(trial, count, model, evaluate, metric)
+        tried = tuple(values[trial.count(ratio)] for ratio in ratios)
+        chosen = _largest(ratios, [_drop(dense, value, better) for value in tried], tolerance)
+        pruned = tuple(trial.count(ratio) * trial.size for ratio in ratios)
+        layers[trial.name] = LayerTolerance(trial.pieces * trial.size, pruned, tried, chosen, trial.groups)
+    return Sensitivity(
+        model=type(model).__name__,
+        criterion=criterion if isinstance(criterion, str) else dict(criterion),
+        granularity=tuple(subject.granularities),
+        metric=metric,
+        greater_is_better=better,
+        dense=dense,
+        ratios=ratios,
+        tolerance=tolerance,
+        layers=layers,
+        limits={key: value for key, value in (("include", include), ("ignore", ignore)) if value},
+        note=subject.note,
+    )
+
+
+@dataclass
+class _Trial:
+    """One layer that can be pruned and put back.
+
+    Attributes:
+        pieces: how many there are of what goes one by one; a piece is `size` units.
+        most: the most pieces that may go.
+        pruned: a context in which so many pieces are gone; a ModelError where the model's code does not let them.
+        groups: the groups that are cut.
+    """
+
+    name: str
+    pieces: int
+    most: int
+    pruned: Callable[[int], Any]
+    size: int = 1
+    groups: tuple[str, ...] = ()
+
+    def count(self, ratio: float) -> int:
+        """How many pieces go at a ratio."""
+        return min(self.most, round(ratio * self.pieces))
+
+
+def _masks(subject: Subject, label: str) -> list[_Trial]:
+    """Every weight, of which units are set to zero."""
+    pruner = subject.pruner
+
+    def trial(layer: Any) -> _Trial:
+        parameter = pruner.weights[layer.name].parameter
+
+        @contextmanager
+        def pruned(count: int) -> Iterator[None]:
+            before = parameter.detach().clone()
+            try:
+                pruner.masks_of(select_each([layer], {layer.name: count})).apply(subject.model)
+                yield
+            finally:
+                with torch.no_grad():
+                    parameter.copy_(before)
+
+        return _Trial(layer.name, layer.units, layer.units, pruned)
+
+    return [trial(layer) for layer in subject.scores(label)]
+
+
+def _groups(subject: Subject, label: str) -> list[_Trial]:
+    """Every coupled group, of which units are removed; groups that are cut by one fraction go together."""
+    pruner = subject.pruner
+    pruner.criterion = subject.criteria[label]
+    found = candidates(pruner, pruner.scores(data=subject.data, loss=subject.loss), "ratio")
+    order = list(pruner.groups)
+    return [_group(pruner, each) for each in sorted(found, key=lambda each: order.index(each.name))]
+
+
+def _group(pruner: StructuredPruner, each: Candidates) -> _Trial:
+    solver = Solver([each], "layer", round_to=1)
+
+    @contextmanager
+    def pruned(count: int) -> Iterator[None]:
+        removal = remove(pruner.structure, solver.choose(0.0, {each.name: count}))
+        try:
+            yield
+        finally:
+            removal.journal.rollback()
+
+    groups = tuple(each.parts) if each.parts is not None else (each.name,)
+    units = sum(pruner.groups[name].units for name in groups)
+    return _Trial(each.name, len(each.scores), each.most, pruned, units // len(each.scores), groups)
+
+
+def _tried(trial: _Trial, count: int, model: nn.Module, evaluate: Evaluate, metric: str) -> float | None:
+    """The metric with so many pieces gone; None where they can't go, or where it is not a finite number."""
+    context = trial.pruned(count)
+    try:
+        context.__enter__()
+    except ModelError:
+        return None
+    try:
+        value = _value(evaluate(model), metric)
+    finally:
+        context.__exit__(None, None, None)
+    return value if math.isfinite(value) else None
+
+
+def _value(found: float | Mapping[str, float], metric: str) -> float:
+    if not isinstance(found, Mapping):
+        return float(found)
+    if metric not in found:
+        raise ConfigError(f"metric: '{metric}' is not among what was measured: {', '.join(found)}")
+    return float(found[metric])
+
+
+def _drop(dense: float, value: float | None, greater_is_better: bool) -> float:
+    """How much worse a value is than the dense one, as a fraction of it; without a value, infinitely."""
+    if value is None:
+        return math.inf
+    worse = dense - value if greater_is_better else value - dense
+    return worse / abs(dense) if dense else (0.0 if worse <= 0 else math.inf)
+
+
+def _largest(ratios: Sequence[float], drops: Sequence[float], tolerance: float) -> float:
+    """The largest ratio up to which every drop stays within the tolerance; 0 where the first exceeds it."""
+    chosen = 0.0
+    for ratio, drop in zip(ratios, drops, strict=True):
+        if drop > tolerance:
+            break
+        chosen = ratio
+    return chosen
+
+
+def _checked(ratios: Sequence[float], tolerance: float) -> tuple[float, ...]:
+    if isinstance(ratios, float) or not list(ratios):
+        raise ConfigError("ratios: give one or more, e.g. 0.1, 0.3, 0.5")
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+            raise ConfigError(f"ratios: {ratio!r} must lie between 0 and 1, e.g. 0.5")
+    if not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance: {tolerance!r} must be 0 or more, e.g. 0.02 for 2 % of the dense metric")
+    return tuple(sorted({float(ratio) for ratio in ratios}))
+
+
+def _mean_loss(data: Any, loss: LossFunction | None) -> Evaluate:
+    if data is None:
+        raise ConfigError("evaluate: nothing to measure with; give a function of the model, or data for the loss")
+    batches = list(batches_of(data))
+    if not batches:
+        raise DataError("data: holds no batch to measure the loss on")
+
+    def evaluate(model: nn.Module) -> float:
+        device = next(model.parameters()).device
+        with evaluating(model), torch.no_grad():
+            losses = [float((loss or default_loss)(model, to_device(batch, device))) for batch in batches]
+        return sum(losses) / len(losses)
+
+    return evaluate
