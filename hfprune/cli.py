@@ -113,7 +113,7 @@ _ModelArgument = Annotated[
 ]
 _WithRecipeOption = Annotated[
     Path | None,
-    typer.Option("--recipe", help="Take data and metric, and the model where none is named, from a recipe."),
+    typer.Option("--recipe", help="Take data, metric and, where none is named, the model from a recipe."),
 ]
 _DataOption = Annotated[str | None, typer.Option("--data", help="As data.name in a recipe.")]
 _GranularityOption = Annotated[
@@ -142,7 +142,7 @@ def similarity(
         "runs/similarity"
     ),
 ) -> None:
-    """Compare criteria on a model: how alike they rank, whether they tell units apart, which layers they would empty."""
+    """Compare criteria: how alike they rank, whether they tell units apart, which layers they would empty."""
     with _one_line_errors():
         names = _listed("--criteria", criteria)
         _quiet_libraries()

@@ -98,8 +98,9 @@ class Sensitivity:
         """`pruning` as YAML, with the rule by which the ratios were chosen."""
         tried = ", ".join(f"{ratio:g}" for ratio in self.ratios)
         rule = (
-            f"# The largest of the ratios {tried} up to which {self.metric} ({self.dense:.4g} dense) gets worse by no\n"
-            f"# more than {self.tolerance:.2%} of that when the layer alone is pruned; all of them together cost more.\n"
+            f"# The largest of the ratios {tried} up to which {self.metric} ({self.dense:.4g} dense) gets\n"
+            f"# worse by no more than {self.tolerance:.2%} of that when the layer alone is pruned.\n"
+            "# All of them together cost more.\n"
         )
         return rule + yaml.safe_dump({"pruning": self.pruning()}, sort_keys=False)
 

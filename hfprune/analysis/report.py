@@ -110,10 +110,9 @@ class Similarity:
             where = [words for words, entry in (("within layers", within), ("over all", together)) if _alike(entry)]
             if where:
                 costs = [self.costs[name] for name in pair]
-                cheaper = f", {pair[costs.index(min(costs))]}" if costs[0] != costs[1] else "; they cost alike"
-                lines.append(
-                    f"{pair[0]} and {pair[1]}: interchangeable {' and '.join(where)}, take the cheaper{cheaper}"
-                )
+                which = pair[costs.index(min(costs))] if costs[0] != costs[1] else "both need the same"
+                names, where = " and ".join(pair), " and ".join(where)
+                lines.append(f"{names}: interchangeable {where}, take the cheaper ({which})")
         return lines
 
     def _cannot_discriminate(self) -> list[str]:
@@ -173,18 +172,17 @@ class Similarity:
 
     def table(self) -> Stack:
         """For `rich.print`: the pairs, the criteria, the layers, and the flags in words."""
-        parts: list[Any] = [self._pairs()] if self.together else []
+        heading = (
+            f"{self.model}: {sum(self.layers.values()):,} units ({', '.join(self.granularity)}) in {len(self.layers)} "
+            f"layers, of which {self.ratio:g} would go"
+        )
+        parts: list[Any] = [heading, *([self._pairs()] if self.together else [])]
         parts += [self._criteria(), self._layers(), *self._words()]
         return Stack(*parts)
 
     def _pairs(self) -> Table:
-        units = sum(self.layers.values())
-        kind = ", ".join(self.granularity)
-        table = _table(
-            f"{self.model}: {units:,} units ({kind}) in {len(self.layers)} layers, {self.ratio:g} of them would go",
-            ("criteria", "ranked", "Spearman", "Kendall", "overlap", "Jaccard"),
-            words=2,
-        )
+        columns = ("criteria", "ranked", "Spearman", "Kendall", "overlap", "Jaccard")
+        table = _table("how alike they rank", columns, words=2)
         for pair, together in self.together.items():
             name = f"{pair[0]} – {pair[1]}"
             for words, entry in (("within layers", self.mean_within(pair)), ("over all", together)):
@@ -251,7 +249,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def _two(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f}"
+    return UNKNOWN if value is None else f"{round(value, 2) + 0.0:.2f}"
 
 
 def _three(value: float | None) -> str:

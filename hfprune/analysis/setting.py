@@ -176,10 +176,7 @@ class _Evaluation:
 
     def _logits(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        if self.plain:
-            output = model(*inputs.values()) if len(inputs) == 1 else model(**inputs)
-        else:
-            output = model(**inputs)
+        output = model(*inputs.values()) if self.plain and len(inputs) == 1 else model(**inputs)
         return output.logits if hasattr(output, "logits") else output
 
 

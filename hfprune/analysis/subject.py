@@ -138,7 +138,7 @@ class Subject:
             for name in names:
                 parameter = drawn.get_parameter(name)
                 size = parameter.float().square().mean().sqrt().item()
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (size or 1.0))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
         config = self.pruner.config
         if isinstance(self.pruner, Pruner):
             pruner = Pruner(drawn, config)

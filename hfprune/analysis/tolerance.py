@@ -24,6 +24,8 @@ from hfprune.structure.removal import remove
 from hfprune.structure.targets import Candidates, Solver
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_ROUNDING = 1e-9
+"""A drop that equals the tolerance is within it, however the division rounds."""
 
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 """From the model, pruned, to its metric or several by name."""
@@ -222,7 +224,7 @@ def _largest(ratios: Sequence[float], drops: Sequence[float], tolerance: float) 
     """The largest ratio up to which every drop stays within the tolerance; 0 where the first exceeds it."""
     chosen = 0.0
     for ratio, drop in zip(ratios, drops, strict=True):
-        if drop > tolerance:
+        if drop > tolerance + _ROUNDING:
             break
         chosen = ratio
     return chosen

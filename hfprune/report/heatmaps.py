@@ -46,7 +46,7 @@ def similarity_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     if pairs:
         values = np.array([[_number(pair["layers"][name]["spearman"]) for pair in pairs] for name in layers])
         axes = lower.subplots()
-        _cells(axes, values, (-1, 1), _DIVERGING, [f"{value:.2f}" for value in values.ravel()])
+        _cells(axes, values, (-1, 1), _DIVERGING, _words(values))
         _names(axes, [short_name(name) for name in layers], ["\n".join(pair["criteria"]) for pair in pairs])
         axes.set_title("rank correlation in every layer", loc="left", fontsize=10.5)
     return write_png(figure, path)
@@ -104,7 +104,7 @@ def _matrix(
         first, second = sorted(names.index(name) for name in pair["criteria"])
         values[second, first], values[first, second] = _number(pair["within"][key]), _number(pair["global"][key])
     colours = _DIVERGING if ends[0] < 0 else _SHADES
-    _cells(axes, values, ends, colours, [f"{value:.2f}" for value in values.ravel()])
+    _cells(axes, values, ends, colours, _words(values))
     _names(axes, names, names)
     axes.set_title(words, loc="left", fontsize=10)
 
@@ -122,7 +122,7 @@ def _cells(axes: Axes, values: np.ndarray, ends: tuple[float, float], colours: s
         if np.isfinite(value):
             share = (value - ends[0]) / span
             # Light words on the dark ends: both ends of a diverging map, one end of the other.
-            dark = abs(share - 0.5) > 0.36 if colours == _DIVERGING else (1 - share if "_r" in colours else share) > 0.6
+            dark = abs(share - 0.5) > 0.3 if colours == _DIVERGING else (1 - share if "_r" in colours else share) > 0.6
             word = words[row * values.shape[1] + column]
             axes.text(column, row, word, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
 
@@ -132,6 +132,11 @@ def _names(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     axes.set_yticks(range(0, len(rows), every), rows[::every], fontsize=8 if len(rows) <= 60 else 6.5)
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.xaxis.label.set_color(GREY)
+
+
+def _words(values: np.ndarray) -> list[str]:
+    """Two decimals each; no zero is negative."""
+    return [f"{round(value, 2) + 0.0:.2f}" for value in values.ravel().tolist()]
 
 
 def _number(value: float | None) -> float:
