@@ -5,10 +5,13 @@ import json
 import pytest
 import yaml
 from matplotlib.image import imread
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import hfprune
 from hfprune.cli import app
+from tests.support.models import TINY
+from tests.test_models import save_tokenizer
 from tests.test_pipeline import recipe_values
 
 TINY_VIT = [
@@ -72,8 +75,6 @@ def test_sensitivity_and_its_ratios_in_a_recipe(tmp_path, recipe):
 
 
 def test_a_saved_model_is_looked_at_with_its_weights(tmp_path):
-    from tests.support.models import TINY
-
     tiny = TINY["gpt2"]
     model = tiny.build()
     hfprune.save_pretrained(model, tmp_path / "saved")
@@ -82,6 +83,24 @@ def test_a_saved_model_is_looked_at_with_its_weights(tmp_path):
     report = json.loads((tmp_path / "out" / "similarity.json").read_text())
     again = hfprune.similarity(model, ["l1", "l2"], granularity="weight").to_dict()
     assert report["dispersion"]["l1"] == again["dispersion"]["l1"]
+
+
+def test_a_language_model_by_its_perplexity(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("good bad film\n" * 200)
+    of_text = [tmp_path / "model", "--data", tmp_path / "text.txt", "--set", "data.task=causal-lm"]
+    of_text += ["--set", "data.block_size=16", "--output", tmp_path / "out"]
+    done = call("sensitivity", *of_text, "--criterion", "taylor", "--ratios", ".5", "--granularity", "neuron")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert report["metric"] == "perplexity" and not report["greater_is_better"]
+    (entry,) = report["layers"].values()
+    assert (entry["units"], entry["pruned"]) == (32, [16])
+    assert 0 < abs(entry["values"][0] - report["dense"]) < report["dense"]
+    done = call("similarity", *of_text, "--criteria", "l1,movement")
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize(
