@@ -55,15 +55,12 @@ def similarity(
 ) -> Similarity:
     """Compares criteria on a model, which is left as it was (Huang et al. 2021, arXiv 2004.11627; the flags are ours).
 
-    Every pair of criteria is compared by Spearman's rho, Kendall's tau, the overlap of what would be pruned and the
-    Jaccard index of the masks, within each layer or group and over all of them ranked together; a random pair overlaps
-    by the ratio itself. What would be pruned is counted exactly, without `round_to` and `min_kept`. Every criterion is
-    looked at for its dispersion beside that of Gaussian weights, and for layers that a global ranking would empty.
+    What would be pruned is counted exactly, without `round_to` and `min_kept`; groups that code cuts only by one
+    fraction count one by one.
 
     Example:
         >>> found = hfprune.similarity(model, ["l1", "l2", "taylor"], ratio=0.5, data=loader)
         >>> rich.print(found.table())
-        >>> found.plot("similarity.png")
 
     Args:
         model: any module.
@@ -80,54 +77,50 @@ def similarity(
         progress: told of every step.
 
     Raises:
-        ConfigError: an unknown criterion, a ratio out of bounds, missing data.
-        ModelError: a model without layers to prune, a batch that it can't take, a score that is not a number.
+        ConfigError: an unknown criterion, a ratio out of bounds, missing data, a model without layers to prune.
+        ModelError: a batch that the model can't take, a score that is not a number.
     """
+    _check(ratio, sample)
+    labels = labels_of(criteria)
+    tell = progress or (lambda *_: None)
+    tell("structure", 0, len(labels) + 1)
+    limits = {"include": include, "ignore": ignore, "reduction": reduction, "normalize": normalize, "seed": seed}
+    subject = Subject(model, granularity, labels, data=data, loss=loss, example_inputs=example_inputs, **limits)
+    seen: dict[str, _Seen] = {}
+    # Criteria that need data come first, so that missing data is said before the long work.
+    for step, label in enumerate(sorted(labels, key=lambda label: not subject.criteria[label].statistics)):
+        tell(label, step + 1, len(labels) + 1)
+        seen[label] = _look(subject, label, ratio, sample)
+    return _found(subject, {label: seen[label] for label in labels}, float(ratio), sample)
+
+
+def _check(ratio: float, sample: int) -> None:
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise ConfigError(f"ratio: {ratio!r} must lie between 0 and 1, e.g. 0.5")
     if sample < 2:
         raise ConfigError(f"sample: {sample} units can't be ranked; give at least 2")
-    tell = progress or (lambda *_: None)
-    labels = labels_of(criteria)
-    tell("structure", 0, len(labels) + 1)
-    subject = Subject(
-        model,
-        granularity,
-        labels,
-        data=data,
-        loss=loss,
-        example_inputs=example_inputs,
-        include=include,
-        ignore=ignore,
-        reduction=reduction,
-        normalize=normalize,
-        seed=seed,
-    )
-    seen: dict[str, _Seen] = {}
-    # Criteria that need data come first, so that missing data is said before the long work.
-    order = sorted(labels, key=lambda label: not subject.criteria[label].statistics)
-    for step, label in enumerate(order):
-        tell(label, step + 1, len(labels) + 1)
-        seen[label] = _look(subject, label, ratio, sample)
-    first = seen[order[0]]
-    pairs = list(itertools.combinations(labels, 2))
+
+
+def _found(subject: Subject, seen: dict[str, _Seen], ratio: float, sample: int) -> Similarity:
+    """The report on all criteria."""
+    pairs = list(itertools.combinations(seen, 2))
     return Similarity(
-        model=type(model).__name__,
-        criteria=tuple(labels),
-        ratio=float(ratio),
+        model=type(subject.model).__name__,
+        criteria=tuple(seen),
+        ratio=ratio,
         granularity=tuple(subject.granularities),
-        normalize=normalize if subject.is_structural else "none",
-        layers={name: len(gone) for name, gone in first.alone.items()},
+        normalize=subject.pruner.config.normalize if subject.is_structural else "none",
+        layers={name: len(gone) for name, gone in next(iter(seen.values())).alone.items()},
         sample=sample,
-        seed=seed,
+        seed=subject.seed,
         within={pair: _within(seen[pair[0]], seen[pair[1]]) for pair in pairs},
         together={pair: _together(seen[pair[0]], seen[pair[1]]) for pair in pairs},
-        dispersion={label: seen[label].dispersion for label in labels},
-        dispersion_together={label: seen[label].dispersion_together for label in labels},
-        emptied={label: tuple(seen[label].emptied) for label in labels},
-        costs={label: _cost(subject, label) for label in labels},
+        dispersion={label: entry.dispersion for label, entry in seen.items()},
+        dispersion_together={label: entry.dispersion_together for label, entry in seen.items()},
+        emptied={label: tuple(entry.emptied) for label, entry in seen.items()},
+        costs={label: _cost(subject, label) for label in seen},
         single_weights=subject.has_single_weights,
-        normality=_normality(subject, seed),
+        normality=_normality(subject),
         note=subject.note,
     )
 
@@ -244,10 +237,10 @@ def _cost(subject: Subject, label: str) -> int:
     return 2 if criterion.statistics else 0 if criterion.pointwise else 1
 
 
-def _normality(subject: Subject, seed: int) -> dict[str, Normality | None]:
+def _normality(subject: Subject) -> dict[str, Normality | None]:
     found = {}
     for name, weight in subject.weights().items():
-        places = sampled(weight.numel(), WEIGHTS_TESTED, seed)
+        places = sampled(weight.numel(), WEIGHTS_TESTED, subject.seed)
         values = weight.flatten() if places is None else weight.flatten()[places.to(weight.device)]
         tested = normality(values)
         found[name] = None if tested is None else dataclasses.replace(tested, values=weight.numel())

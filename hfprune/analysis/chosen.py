@@ -39,7 +39,8 @@ class LayerTolerance:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What `sensitivity` found.
+    """What `sensitivity` found. Single weights and blocks were set to zero, units of coupled groups removed; then all was
+    put back.
 
     Attributes:
         model: its class.

@@ -30,6 +30,11 @@ Pair = tuple[str, str]
 class Similarity:
     """What `similarity` found.
 
+    Every pair of criteria is compared by Spearman's rho, Kendall's tau, the overlap of what would be pruned and the
+    Jaccard index of the masks, within each layer or group and over all of them ranked together; a random pair overlaps
+    by the ratio itself. Every criterion is looked at for its dispersion beside that of Gaussian weights, and for layers
+    that a global ranking would empty.
+
     Attributes:
         model: its class.
         criteria: those compared, in the order given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,7 @@ def sensitivity(
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Measures a model after each layer or group alone is pruned, at several ratios and without training (as in Li et
-    al. 2017, arXiv 1608.08710, section 3.1). The model ends exactly as it was.
-
-    Single weights and blocks are set to zero; units of coupled groups are removed, with the proof, and put back. Of
-    every layer the largest ratio is chosen up to which no drop of the metric exceeds the tolerance.
+    al. 2017, arXiv 1608.08710, section 3.1). The model ends exactly as it was, also when an evaluation fails.
 
     Example:
         >>> found = hfprune.sensitivity(model, accuracy_of, metric="accuracy")
@@ -61,61 +58,38 @@ def sensitivity(
 
     Args:
         model: any module.
-        evaluate: from the model to its metric; by default the mean loss over `data`.
-        metric: the metric's name; where `evaluate` gives several, the one to look at.
-        greater_is_better: by default judged by the name: loss, error and perplexity shrink.
+        evaluate: from the model to its metric, or to several by name; by default the mean loss over `data`.
+        metric: the metric's name; `greater_is_better` is by default judged by it: loss, error, perplexity shrink.
         ratios: the fractions of a layer that are tried, each between 0 and 1.
-        tolerance: the drop that is tolerated, as a fraction of the dense model's metric.
+        tolerance: the drop of the metric that is tolerated, as a fraction of the dense model's.
         criterion: what chooses the units: a name, or a map of `name` and parameters.
-        granularity: `channel`, `head`, `neuron`, `width` or a list of them; `weight` or `block:RxC`. By default
-            `channel` where the model's structure can be analysed, else `weight`.
-        data: batches, for criteria that need them and for the loss.
-        loss: from the model and a batch to a scalar; by default as in `prune`.
+        granularity: as in `similarity`.
+        data, loss: batches, for criteria that need them and for the loss; `loss` as in `prune`.
         example_inputs: for structural granularities; may be left out for transformers and timm models.
-        include, ignore: as in `PruningConfig`.
-        seed: of random scores.
+        include, ignore, seed: as in `PruningConfig`.
         progress: told of every evaluation.
 
     Raises:
-        ConfigError: a ratio or tolerance out of bounds, an unknown criterion, nothing to evaluate with.
-        ModelError: a model without layers to prune, or whose metric is not a finite number.
+        ConfigError: a ratio or tolerance out of bounds, an unknown criterion, nothing to evaluate or prune.
+        ModelError: a dense model whose metric is not a finite number.
     """
     ratios = _checked(ratios, tolerance)
-    if evaluate is None:
-        evaluate = _mean_loss(data, loss)
-    better = not shrinks(metric) if greater_is_better is None else greater_is_better
-    labels = labels_of([criterion])
-    include, ignore = None if include is None else list(include), list(ignore)
-    given = {"example_inputs": example_inputs, "include": include, "ignore": ignore, "seed": seed}
-    subject = Subject(model, granularity, labels, data=data, loss=loss, **given)
-    trials = _groups(subject, *labels) if subject.is_structural else _masks(subject, *labels)
-    tell, total = progress or (lambda *_: None), 1 + len(trials) * len(ratios)
-    tell("dense", 0, total)
-    dense = _value(evaluate(model), metric)
-    if not math.isfinite(dense):
-        raise ModelError(f"the dense model's {metric} is {dense}; nothing can be compared with it")
-    layers: dict[str, LayerTolerance] = {}
-    for number, trial in enumerate(trials):
-        values: dict[int, float | None] = {0: dense}
-        for step, ratio in enumerate(ratios):
-            tell(trial.name, 1 + number * len(ratios) + step, total)
-            if (count := trial.count(ratio)) not in values:
-                values[count] = _tried(trial, count, model, evaluate, metric)
-        tried = tuple(values[trial.count(ratio)] for ratio in ratios)
-        chosen = _largest(ratios, [_drop(dense, value, better) for value in tried], tolerance)
-        pruned = tuple(trial.count(ratio) * trial.size for ratio in ratios)
-        layers[trial.name] = LayerTolerance(trial.pieces * trial.size, pruned, tried, chosen, trial.groups)
+    limits = {"include": None if include is None else list(include), "ignore": list(ignore)}
+    given = {"data": data, "loss": loss, "example_inputs": example_inputs, "seed": seed, **limits}
+    measure = _Measure(model, evaluate or _mean_loss(data, loss), metric, greater_is_better, tolerance, progress)
+    subject = Subject(model, granularity, labels_of([criterion]), **given)
+    layers = measure.layers(_groups(subject) if subject.is_structural else _masks(subject), ratios)
     return Sensitivity(
         model=type(model).__name__,
         criterion=criterion if isinstance(criterion, str) else dict(criterion),
         granularity=tuple(subject.granularities),
         metric=metric,
-        greater_is_better=better,
-        dense=dense,
+        greater_is_better=measure.greater_is_better,
+        dense=measure.dense,
         ratios=ratios,
         tolerance=tolerance,
         layers=layers,
-        limits={key: value for key, value in (("include", include), ("ignore", ignore)) if value},
+        limits={key: value for key, value in limits.items() if value},
         note=subject.note,
     )
 
@@ -134,7 +108,7 @@ class _Trial:
     name: str
     pieces: int
     most: int
-    pruned: Callable[[int], Any]
+    pruned: Callable[[int], AbstractContextManager[None]]
     size: int = 1
     groups: tuple[str, ...] = ()
 
@@ -143,7 +117,64 @@ class _Trial:
         return min(self.most, round(ratio * self.pieces))
 
 
-def _masks(subject: Subject, label: str) -> list[_Trial]:
+class _Measure:
+    """Evaluates a model, dense and with parts gone."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        evaluate: Evaluate,
+        metric: str,
+        greater_is_better: bool | None,
+        tolerance: float,
+        progress: Progress | None,
+    ):
+        self.model, self.evaluate, self.metric, self.tolerance = model, evaluate, metric, tolerance
+        self.greater_is_better = not shrinks(metric) if greater_is_better is None else greater_is_better
+        self.tell = progress or (lambda *_: None)
+        self.dense = math.nan
+
+    def layers(self, trials: list[_Trial], ratios: Sequence[float]) -> dict[str, LayerTolerance]:
+        """What every layer can lose; `dense` is set."""
+        total = 1 + len(trials) * len(ratios)
+        self.tell("dense", 0, total)
+        self.dense = self._value()
+        if not math.isfinite(self.dense):
+            raise ModelError(f"the dense model's {self.metric} is {self.dense}; nothing can be compared with it")
+        layers: dict[str, LayerTolerance] = {}
+        for number, trial in enumerate(trials):
+            values: dict[int, float | None] = {0: self.dense}
+            for step, ratio in enumerate(ratios):
+                self.tell(trial.name, 1 + number * len(ratios) + step, total)
+                if (count := trial.count(ratio)) not in values:
+                    values[count] = self._with(trial, count)
+            tried = tuple(values[trial.count(ratio)] for ratio in ratios)
+            drops = [_drop(self.dense, value, self.greater_is_better) for value in tried]
+            pruned = tuple(trial.count(ratio) * trial.size for ratio in ratios)
+            chosen = _largest(ratios, drops, self.tolerance)
+            layers[trial.name] = LayerTolerance(trial.pieces * trial.size, pruned, tried, chosen, trial.groups)
+        return layers
+
+    def _with(self, trial: _Trial, count: int) -> float | None:
+        """The metric with so many pieces gone; None where they can't go, or where it is not a finite number."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(trial.pruned(count))
+            except ModelError:
+                return None
+            value = self._value()
+        return value if math.isfinite(value) else None
+
+    def _value(self) -> float:
+        found = self.evaluate(self.model)
+        if not isinstance(found, Mapping):
+            return float(found)
+        if self.metric not in found:
+            raise ConfigError(f"metric: '{self.metric}' is not among what was measured: {', '.join(found)}")
+        return float(found[self.metric])
+
+
+def _masks(subject: Subject) -> list[_Trial]:
     """Every weight, of which units are set to zero."""
     pruner = subject.pruner
 
@@ -162,13 +193,13 @@ def _masks(subject: Subject, label: str) -> list[_Trial]:
 
         return _Trial(layer.name, layer.units, layer.units, pruned)
 
-    return [trial(layer) for layer in subject.scores(label)]
+    return [trial(layer) for layer in subject.scores(*subject.criteria)]
 
 
-def _groups(subject: Subject, label: str) -> list[_Trial]:
+def _groups(subject: Subject) -> list[_Trial]:
     """Every coupled group, of which units are removed; groups that are cut by one fraction go together."""
     pruner = subject.pruner
-    pruner.criterion = subject.criteria[label]
+    (pruner.criterion,) = subject.criteria.values()
     found = candidates(pruner, pruner.scores(data=subject.data, loss=subject.loss), "ratio")
     order = list(pruner.groups)
     return [_group(pruner, each) for each in sorted(found, key=lambda each: order.index(each.name))]
@@ -188,28 +219,6 @@ def _group(pruner: StructuredPruner, each: Candidates) -> _Trial:
     groups = tuple(each.parts) if each.parts is not None else (each.name,)
     units = sum(pruner.groups[name].units for name in groups)
     return _Trial(each.name, len(each.scores), each.most, pruned, units // len(each.scores), groups)
-
-
-def _tried(trial: _Trial, count: int, model: nn.Module, evaluate: Evaluate, metric: str) -> float | None:
-    """The metric with so many pieces gone; None where they can't go, or where it is not a finite number."""
-    context = trial.pruned(count)
-    try:
-        context.__enter__()
-    except ModelError:
-        return None
-    try:
-        value = _value(evaluate(model), metric)
-    finally:
-        context.__exit__(None, None, None)
-    return value if math.isfinite(value) else None
-
-
-def _value(found: float | Mapping[str, float], metric: str) -> float:
-    if not isinstance(found, Mapping):
-        return float(found)
-    if metric not in found:
-        raise ConfigError(f"metric: '{metric}' is not among what was measured: {', '.join(found)}")
-    return float(found[metric])
 
 
 def _drop(dense: float, value: float | None, greater_is_better: bool) -> float:

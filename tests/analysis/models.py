@@ -31,3 +31,23 @@ class Filters(nn.Module):
 
     def example(self):
         return torch.randn(1, max(self.channels), *self.convs[0].kernel_size)
+
+
+class OneWidth(nn.Module):
+    """Attention whose code divides the width of its input by the heads, so that both widths are cut alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 4
+        self.embed = nn.Linear(4, 16)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.head(x.mean(1))

@@ -13,6 +13,7 @@ from torch import nn
 import hfprune
 from hfprune import PruningConfig
 from hfprune.errors import ConfigError, ModelError
+from tests.analysis.models import OneWidth
 from tests.support.models import TINY
 
 
@@ -138,6 +139,18 @@ def test_the_yaml_feeds_back(name, granularity, tolerance):
     else:
         assert {layer: entry.zeros for layer, entry in report.masks.sparsity().items()} == chosen
     assert report.achieved == pytest.approx(found.ratio, abs=1e-4)
+
+
+def test_groups_that_code_cuts_alike_are_cut_together():
+    model = OneWidth().eval()
+    data = (torch.randn(8, 3, 4), torch.randint(0, 3, (8,)))
+    before = state(model)
+    found = hfprune.sensitivity(model, data=data, ratios=(0.25, 0.5), tolerance=10)
+    same(model, before)
+    (entry,) = found.layers.values()
+    assert entry.groups == ("embed", "qkv") and (entry.units, entry.pruned) == (16 + 4, (5, 10))
+    report = hfprune.prune(model, PruningConfig(**found.pruning()), data=data)
+    assert report.groups == {"embed": (16, 8), "qkv": (4, 2)}
 
 
 def test_only_some_layers():
