@@ -39,8 +39,8 @@ class LayerTolerance:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What `sensitivity` found. Single weights and blocks were set to zero, units of coupled groups removed; then all was
-    put back.
+    """What `sensitivity` found. Single weights and blocks were set to zero, units of coupled groups removed, and all of
+    it put back.
 
     Attributes:
         model: its class.

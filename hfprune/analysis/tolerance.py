@@ -58,14 +58,13 @@ def sensitivity(
 
     Args:
         model: any module.
-        evaluate: from the model to its metric, or to several by name; by default the mean loss over `data`.
+        evaluate: from the model to its metric, or to several by name.
         metric: the metric's name; `greater_is_better` is by default judged by it: loss, error, perplexity shrink.
         ratios: the fractions of a layer that are tried, each between 0 and 1.
         tolerance: the drop of the metric that is tolerated, as a fraction of the dense model's.
         criterion: what chooses the units: a name, or a map of `name` and parameters.
         granularity: as in `similarity`.
-        data, loss: batches, for criteria that need them and for the loss; `loss` as in `prune`.
-        example_inputs: for structural granularities; may be left out for transformers and timm models.
+        data, loss, example_inputs: as in `prune`; by default the metric is the mean loss over the data.
         include, ignore, seed: as in `PruningConfig`.
         progress: told of every evaluation.
 
