@@ -21,7 +21,6 @@ from hfprune.pruner import Pruner
 from hfprune.selection import CHUNK, LayerScores
 from hfprune.strict import one_line
 from hfprune.structure.pruner import StructuredPruner
-from hfprune.structure.scores import score_groups, scored_weights
 
 CriterionSpec = str | Mapping[str, Any]
 """A criterion as a recipe has it: its name, or a map of `name` and its parameters."""
@@ -104,10 +103,7 @@ class Subject:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The tensors that the scores come from, by name; those of one dimension only where there are no others."""
-        if isinstance(self.pruner, StructuredPruner):
-            found = scored_weights(self.model, self.pruner.groups.values())
-        else:
-            found = self.pruner.weights
+        found = self.pruner.scored() if isinstance(self.pruner, StructuredPruner) else self.pruner.weights
         return {name: weight.parameter.detach() for name, weight in found.items()}
 
     def scores(self, label: str) -> list[LayerScores]:
@@ -139,13 +135,12 @@ class Subject:
                 parameter = drawn.get_parameter(name)
                 size = parameter.float().square().mean().sqrt().item()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
-        config = self.pruner.config
-        if isinstance(self.pruner, Pruner):
-            pruner = Pruner(drawn, config)
-            pruner.criterion = criterion
-            return pruner.layer_scores()
-        groups, nothing = self.pruner.groups.values(), {name: () for name in names}
-        return _as_layers(score_groups(drawn, groups, criterion, nothing, config.reduction, config.normalize))
+        if isinstance(self.pruner, StructuredPruner):
+            self.pruner.criterion = criterion
+            return _as_layers(self.pruner.scores(model=drawn))
+        pruner = Pruner(drawn, self.pruner.config)
+        pruner.criterion = criterion
+        return pruner.layer_scores()
 
     def _take(self, values: dict[str, Any], example_inputs: Any) -> None:
         kinds = values["granularity"] if isinstance(values["granularity"], list) else [values["granularity"]]

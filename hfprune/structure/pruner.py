@@ -32,7 +32,7 @@ from hfprune.structure.removal import remove
 from hfprune.structure.scores import score_groups, scored_weights
 from hfprune.structure.surgery import Journal
 from hfprune.structure.trial import NOT_RUNNING, without_impossible
-from hfprune.weights import check_pattern
+from hfprune.weights import Weight, check_pattern
 
 
 class StructuredPruner:
@@ -168,17 +168,22 @@ class StructuredPruner:
             weights |= block.weights(self.model)
         return self.decide(target, gather(self.criterion, self.model, weights, data, loss=loss, history=history), data)
 
-    def scores(self, *, data: Any = None, loss: LossFunction | None = None) -> dict[str, torch.Tensor]:
+    def scored(self) -> dict[str, Weight]:
+        """The parameters that the groups are scored by."""
+        return scored_weights(self.model, self.groups.values())
+
+    def scores(
+        self, *, data: Any = None, loss: LossFunction | None = None, model: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
         """The score of every unit of the model as it is, by group name, as they are ranked for a ratio.
 
         Args:
             data, loss: for criteria that need them (`criteria.calibration.gather`).
+            model: one of the same structure with other values, to be scored in its place.
         """
-        weights = scored_weights(self.model, self.groups.values())
-        statistics = gather(self.criterion, self.model, weights, data, loss=loss)
-        return score_groups(
-            self.model, self.groups.values(), self.criterion, statistics, self.config.reduction, self.config.normalize
-        )
+        model, groups, config = model or self.model, self.groups.values(), self.config
+        statistics = gather(self.criterion, model, scored_weights(model, groups), data, loss=loss)
+        return score_groups(model, groups, self.criterion, statistics, config.reduction, config.normalize)
 
     def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
         """The choice that these statistics of the weights lead to."""
