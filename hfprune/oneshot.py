@@ -12,7 +12,7 @@ from torch import nn
 
 from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block, plan_of
 from hfprune.config import PruningConfig
-from hfprune.criteria.calibration import LossFunction, example_inputs_of
+from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
@@ -65,6 +65,7 @@ def prune(
     *,
     loss: LossFunction | None = None,
     example_inputs: Any = None,
+    progress: Progress | None = None,
 ) -> PruneReport:
     """Prunes a model in place, without training. If it raises, the model is unchanged.
 
@@ -79,7 +80,9 @@ def prune(
             whole) or an iterable of batches.
         loss: from the model and a batch to a scalar; by default the model's own loss, or cross entropy with the labels.
         example_inputs: for structural granularities: a tensor, a tuple or a dict of keyword arguments that the model
-            takes. May be left out for transformers and timm models, and where `data` is a batch.
+            takes; for `synflow` with all. May be left out for transformers and timm models, and where `data` has
+            batches.
+        progress: wraps the calibration batches to show how far they are; `rich.progress.track` fits.
 
     Returns:
         The report, with the masks or the plan.
@@ -90,12 +93,17 @@ def prune(
             does not prove equal.
     """
     if config.is_structural:
-        return _remove(model, config, data, loss, example_inputs)
-    return _mask(model, config, data, loss)
+        return _remove(model, config, data, loss, example_inputs, progress)
+    return _mask(model, config, data, loss, example_inputs, progress)
 
 
 def _remove(
-    model: nn.Module, config: PruningConfig, data: Any, loss: LossFunction | None, example_inputs: Any
+    model: nn.Module,
+    config: PruningConfig,
+    data: Any,
+    loss: LossFunction | None,
+    example_inputs: Any,
+    progress: Progress | None,
 ) -> PruneReport:
     if example_inputs is None:
         example_inputs = example_inputs_of(data)
@@ -107,7 +115,7 @@ def _remove(
     masks = masks_from_block(model, block) if block else MaskSet({})
     try:
         for target in targets:
-            choice = pruner.step(target, data=data, loss=loss)
+            choice = pruner.step(target, data=data, loss=loss, progress=progress)
         masks = MaskSet.from_zeros(model, list(masks), masks.pattern) if len(masks) else masks
         plan = pruner.plan if before is None else followed_by(before, pruner.plan)
         annotate(model, config, masks, achieved=choice.reached, plan=plan)
@@ -122,7 +130,14 @@ def _remove(
     )
 
 
-def _mask(model: nn.Module, config: PruningConfig, data: Any, loss: LossFunction | None) -> PruneReport:
+def _mask(
+    model: nn.Module,
+    config: PruningConfig,
+    data: Any,
+    loss: LossFunction | None,
+    example_inputs: Any,
+    progress: Progress | None,
+) -> PruneReport:
     pruner = Pruner(model, config)
     if config.schedule.every is not None:
         raise ConfigError("pruning.schedule.every: pruning inside a training run needs PruningTrainer")
@@ -137,7 +152,7 @@ def _mask(model: nn.Module, config: PruningConfig, data: Any, loss: LossFunction
     masks = masks_from_block(model, block) if block else MaskSet({})
     try:
         for target in targets:
-            masks = pruner.select(target, masks, data=data, loss=loss)
+            masks = pruner.select(target, masks, data=data, loss=loss, example_inputs=example_inputs, progress=progress)
             if not backup:  # one step: what it removes is all there is to put back
                 lost = {name: (~mask, parameters[name].detach()[~mask]) for name, mask in masks.kept.items()}
             masks.apply(model)

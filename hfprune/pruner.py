@@ -11,11 +11,13 @@ from torch import nn
 
 from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
-from hfprune.criteria.calibration import LossFunction, gather
+from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of, gather
+from hfprune.criteria.criterion import WITHOUT_DATA
 from hfprune.errors import ConfigError, ModelError
 from hfprune.granularity import parse_granularity
 from hfprune.masks import MaskSet
-from hfprune.selection import LayerScores, pattern_candidates, select, select_each
+from hfprune.profiling import example_batch
+from hfprune.selection import LayerScores, pattern_candidates, select, select_each, select_rows
 from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights
 
 
@@ -53,7 +55,11 @@ class Pruner:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion runs batches through the model."""
-        return bool(self.criterion.statistics)
+        return self.criterion.needs_data
+
+    @property
+    def _by_row(self) -> bool:
+        return self.criterion.by_row and self.shape.kind == "weight"
 
     @property
     def total_units(self) -> int:
@@ -76,25 +82,39 @@ class Pruner:
         data: Any = None,
         loss: LossFunction | None = None,
         history: dict[str, torch.Tensor] | None = None,
+        example_inputs: Any = None,
+        progress: Progress | None = None,
     ) -> MaskSet:
         """The masks at a cumulative target; what `masks` hold at zero stays so. The model is not changed.
 
         Args:
             target: the fraction of all units that is gone afterwards.
             masks: those of the step before.
-            data, loss, history: for criteria that need them (`criteria.calibration.gather`).
+            data, loss, history, progress: for criteria that need them (`criteria.calibration.gather`).
+            example_inputs: for criteria that need no data but a forward pass; may be left out for transformers and timm
+                models, and where there is data.
 
         Raises:
             ConfigError: the criterion lacks data.
             ModelError: scores that are not numbers, a batch that the model can't take.
         """
-        statistics = gather(self.criterion, self.model, self.weights, data, loss=loss, history=history)
+        example = None
+        if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            given = example_inputs_of(data) if example_inputs is None else example_inputs
+            example = example_batch(self.model, given)
+        statistics = gather(
+            self.criterion, self.model, self.weights, data, loss=loss, history=history, example_inputs=example,
+            progress=progress,
+        )  # fmt: skip
         masks = masks or MaskSet({})
         if self.shape.kind == "n:m":
             gone = self._select_pattern(target, masks, statistics)
+        elif self._by_row:
+            gone = self._select_rows(target, masks, statistics)
         else:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
             gone = self._select_units(target, layers)
+            self._warn_of_equal(layers, gone)
         kept = {name: mask for name, mask in masks.kept.items() if name not in gone}
         for name, mask in self.masks_of(gone).kept.items():
             before = masks.gone(name)
@@ -159,12 +179,13 @@ class Pruner:
                 f"pruning.target.ratio: {self.config.ratio} can't be reached with min_kept {self.config.min_kept}; "
                 f"at most {reachable}"
             )
-        if self.config.scope == "layer":
+        if self.config.scope == "layer" or self._by_row:
             for name in rest:
                 if round(self.config.ratio * self.units[name]) > self._limit(name):
                     raise ConfigError(
                         f"pruning.min_kept: {self.config.min_kept} keeps more of '{name}' ({self.units[name]} units) "
-                        f"than the ratio {self.config.ratio} does; use scope: global, or a smaller one"
+                        f"than the ratio {self.config.ratio} does; use "
+                        + ("a smaller one" if self._by_row else "scope: global, or a smaller one")
                     )
         if self.shape.kind == "block":
             self._check_blocks()
@@ -216,6 +237,46 @@ class Pruner:
             gone |= select(rest, max(wanted, sum(layer.already for layer in rest)))
         return gone
 
+    def _select_rows(
+        self, target: float, masks: MaskSet, statistics: dict[str, tuple[torch.Tensor, ...]]
+    ) -> dict[str, torch.Tensor]:
+        """The same number of weights of every output row, in every layer by the same ratio."""
+        gone, totals = {}, self._row_totals(target, masks)
+        for name, weight in self.weights.items():
+            scores = weight.as_matrix(self._terms(weight, statistics[name], finish=True))
+            before = masks.gone(name)
+            chosen = select_rows(scores, totals[name], None if before is None else weight.as_matrix(before))
+            gone[name] = weight.from_matrix(chosen).contiguous()
+        return gone
+
+    def _row_totals(self, target: float, masks: MaskSet) -> dict[str, int]:
+        """How many weights of each layer are to be gone; under scope `global` they add up to the exact total."""
+        already = {name: int(gone.sum()) if (gone := masks.gone(name)) is not None else 0 for name in self.weights}
+        totals = {name: max(self._own_count(name, target), already[name]) for name in self.own_ratio}
+        rest = [name for name in self.weights if name not in self.own_ratio]
+        if self.config.scope == "layer":
+            return totals | {name: max(self._layer_count(name, target), already[name]) for name in rest}
+        shares = {name: target * self.units[name] for name in rest}
+        counts = {name: max(math.floor(share), already[name]) for name, share in shares.items()}
+        more = round(sum(shares.values())) - sum(counts.values())
+        room = [name for name in rest if counts[name] < min(math.ceil(shares[name]), self._limit(name))]
+        for name in sorted(room, key=lambda name: counts[name] - shares[name])[: max(0, more)]:  # largest remainder
+            counts[name] += 1
+        return totals | counts
+
+    def _warn_of_equal(self, layers: list[LayerScores], gone: dict[str, torch.Tensor]) -> None:
+        """Says where a layer goes as a whole, and where its scores tell nothing apart."""
+        name = self.config.criterion_name
+        newly = {layer.name: int(gone[layer.name].sum()) for layer in layers}
+        open_layers = [layer for layer in layers if newly[layer.name] > layer.already]
+        emptied = [layer.name for layer in open_layers if newly[layer.name] == layer.units]
+        alike = [layer.name for layer in open_layers if layer.name not in emptied and _all_equal(layer)]
+        for found, what in ((emptied, "removes all of"), (alike, "tells nothing apart in")):
+            if found:
+                more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+                hint = "; min_kept keeps a part of every layer" if found is emptied else ", whose scores are all equal"
+                warnings.warn(f"pruning.criterion: '{name}' {what} '{found[0]}'{more}{hint}", stacklevel=5)
+
     def _select_pattern(
         self, target: float, masks: MaskSet, statistics: dict[str, tuple[torch.Tensor, ...]]
     ) -> dict[str, torch.Tensor]:
@@ -252,6 +313,12 @@ class Pruner:
             )
         return self.criterion.finish(terms) if finish else terms
 
+    def _check_finite(self, scores: torch.Tensor, name: str) -> None:
+        if torch.isfinite(scores.sum()) or torch.isfinite(scores).all():
+            return
+        what = "a score that is not a number in" if bool(scores.isnan().any()) else "an infinite score in"
+        raise ModelError(f"pruning.criterion: '{self.config.criterion_name}' gave {what} '{name}'")
+
     def _layer_scores(self, weight: Weight, masks: MaskSet, statistics: tuple[torch.Tensor, ...]) -> LayerScores:
         name, parameter = weight.name, weight.parameter.detach()
         gone = masks.gone(name)
@@ -264,11 +331,16 @@ class Pruner:
         else:
             flat = parameter.view(-1)
             parts = tuple(statistic.reshape(-1) for statistic in statistics)
+            checked: set[int] = set()
 
             def scores_of(start: int, stop: int) -> torch.Tensor:
                 part = _scorable(flat[start:stop])
                 terms = self.criterion.terms(name, part, *(s[start:stop] for s in parts))
-                return self.criterion.finish(terms)
+                scores = self.criterion.finish(terms)
+                if start not in checked:  # selection looks at every part several times
+                    self._check_finite(scores, name)
+                    checked.add(start)
+                return scores
 
             scores = None
         if scores is not None:
@@ -299,6 +371,18 @@ class Pruner:
         blocks = units.view(-(-height // self.shape.rows), -1)
         matrix = blocks.repeat_interleave(self.shape.rows, 0).repeat_interleave(self.shape.cols, 1)
         return weight.from_matrix(matrix[:height, :width]).contiguous()
+
+
+def _all_equal(layer: LayerScores) -> bool:
+    """Whether all open units of a layer have one score; it looks no further than it must."""
+    first: torch.Tensor | None = None
+    for _, _, _, scores in layer.chunks(torch.float64):
+        if not len(scores):
+            continue
+        first = scores[0] if first is None else first
+        if not bool((scores == first).all()):
+            return False
+    return layer.units - layer.already > 1
 
 
 def _scorable(value: torch.Tensor) -> torch.Tensor:

@@ -142,6 +142,47 @@ def select_each(layers: list[LayerScores], totals: dict[str, int]) -> dict[str, 
     return gone
 
 
+@_one_thread_where_few()
+def select_rows(scores: torch.Tensor, total: int, gone: torch.Tensor | None = None) -> torch.Tensor:
+    """The lowest scores of every row, the same number in each, exactly `total` in all; what is gone stays so.
+
+    Where `total` is no multiple of the rows, those that lose one more are spread evenly. A row that lost more before
+    keeps that, and the others share the rest.
+
+    Args:
+        scores: shape (rows, columns).
+        total: how many elements are to be gone in all.
+        gone: elements gone already, of the same shape.
+
+    Returns:
+        A bool tensor of the shape of `scores`.
+    """
+    rows = len(scores)
+    before = torch.zeros(rows, dtype=torch.long) if gone is None else gone.sum(1).cpu()
+    total = max(total, int(before.sum()))
+    low, high = 0, scores.shape[1]
+    while low < high:  # the highest level that all rows can reach
+        level = (low + high + 1) // 2
+        low, high = (level, high) if int(before.clamp_min(level).sum()) <= total else (low, level - 1)
+    counts = before.clamp_min(low)
+    more = total - int(counts.sum())
+    (level_rows,) = torch.where(before <= low)
+    numbers = torch.arange(len(level_rows))
+    if more:
+        counts[level_rows[(numbers + 1) * more // len(level_rows) > numbers * more // len(level_rows)]] += 1
+    chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    step = max(1, CHUNK // max(1, scores.shape[1]))
+    for start in range(0, rows, step):
+        part = scores[start : start + step]
+        if gone is not None:
+            part = part.masked_fill(gone[start : start + step], -torch.inf)
+        order = part.argsort(dim=1, stable=True)
+        wanted = counts[start : start + step, None].to(scores.device)
+        goes = torch.arange(scores.shape[1], device=scores.device) < wanted
+        chosen[start : start + step].scatter_(1, order, goes)
+    return chosen
+
+
 def pattern_candidates(scores: torch.Tensor, kept: int, group: int, gone: torch.Tensor | None = None) -> torch.Tensor:
     """The elements that an N:M pattern removes: in every group of `group` the lowest, all but `kept`.
 

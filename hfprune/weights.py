@@ -171,6 +171,29 @@ def _linear_maps(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
             yield own[name], dim
 
 
+def layer_weights(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+    """The weights of linear layers and convolutions by name, each with its layer and its input dimension.
+
+    A tied weight stands once, under its first name.
+    """
+    owners: dict[int, tuple[nn.Module, int]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or is_transposed_linear(module):
+            owners.update((id(parameter), (module, dim)) for parameter, dim in _linear_maps(module))
+    return {name: owners[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in owners}
+
+
+def norm_scales(model: nn.Module) -> set[str]:
+    """Names of the weights with which norms scale their channels; a norm is a module whose class says so."""
+    return {
+        f"{path}.weight" if path else "weight"
+        for path, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and getattr(module, "weight", None) is not None
+        and module.weight.ndim == 1
+    }
+
+
 def is_transposed_linear(module: nn.Module) -> bool:
     """GPT-2's Conv1D, a linear layer whose weight stands inputs x outputs."""
     library = sys.modules.get("transformers.pytorch_utils")

@@ -1,6 +1,13 @@
 """Criteria: what scores importance. Each is one name in a recipe."""
 
-from hfprune.criteria import blocks, gradient, magnitude  # noqa: F401  (their criteria register themselves)
+from hfprune.criteria import (  # noqa: F401  (their criteria register themselves)
+    activation,
+    blocks,
+    curvature,
+    geometry,
+    gradient,
+    magnitude,
+)
 from hfprune.criteria.criterion import Criterion, check_granularity, create, criteria, register_criterion
 
 __all__ = ["Criterion", "check_granularity", "create", "criteria", "register_criterion"]

@@ -11,33 +11,74 @@ import torch
 from hfprune.errors import ConfigError
 from hfprune.registry import Registry, did_you_mean
 
-STATISTICS = ("gradient", "movement")
-"""What a criterion may ask for beside the weight: the loss gradient averaged over calibration batches, and the sum of
-weight times gradient over the training steps so far. Both are float32 tensors of the weight's shape."""
+STATISTICS = (
+    "gradient",
+    "movement",
+    "squared_gradient",
+    "curvature",
+    "synaptic_flow",
+    "input_norm",
+    "mean_activation",
+    "active_fraction",
+    "activation_entropy",
+)
+"""What a criterion may ask for beside the weight; at least float32, of a shape that broadcasts to the weight's:
+
+- `gradient`: of the loss, averaged over calibration batches
+- `movement`: the sum of weight times gradient over the training steps so far
+- `squared_gradient`: E[g²] over single samples
+- `curvature`: the diagonal of the Hessian of the loss, estimated with `probes` random vectors a batch
+- `synaptic_flow`: dR/d|w|, R the sum of the outputs of the network with |w| on an input of ones; needs no data
+- `input_norm`: ||x_j||₂ of what the element is multiplied with, over all tokens and positions
+- `mean_activation`, `active_fraction`, `activation_entropy`: of that input's channel: the mean of |x|, the share of
+  positions with x > 0, the entropy of its values in a histogram of `bins`
+"""
+
+WITHOUT_DATA = ("synaptic_flow",)
+"""Statistics that need no calibration data."""
+
+_OF_INPUTS = ("input_norm", "mean_activation", "active_fraction", "activation_entropy")
+_OF_UNITS = ("channel", "head", "neuron", "width")
 
 
 class Criterion:
     """Scores importance: the lowest go first.
 
     A unit's score is `finish` of the sum of `terms` over the unit's elements, so that one formula serves single
-    weights, blocks and whole channels.
+    weights, blocks and whole channels. Criteria of whole units give `units` instead.
 
     Attributes:
+        name: under which it was registered.
         statistics: which of `STATISTICS` the terms need, in the order in which they are passed.
         pointwise: whether the terms of some elements depend on these elements alone; the others get whole layers.
+        by_row: whether single weights are compared within their output row, of which every one loses the same number.
+        of_units: whether it looks at whole units, through `units`; not for single weights, patterns, blocks of weights.
         of_blocks: whether it looks at whole residual blocks and scores no weights; for granularity `layer` alone.
+        members: by which tensors of a coupled group it scores: its `weights` (where there are none, all), the weights
+            of its `layers` (linear ones and convolutions), those of layers that take the group as their `inputs`, or
+            the scales of its `norms`.
         batches: how many calibration batches feed the statistics.
+        probes, bins: what `curvature` and `activation_entropy` are measured with.
     """
 
+    name: str = ""
     statistics: ClassVar[tuple[str, ...]] = ()
     pointwise: ClassVar[bool] = True
+    by_row: ClassVar[bool] = False
+    of_units: ClassVar[bool] = False
     of_blocks: ClassVar[bool] = False
+    members: ClassVar[str] = "weights"
+    probes: int = 8
+    bins: int = 32
 
     def __init__(self, *, batches: int = 8, seed: int = 0):
-        if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-            raise ConfigError(f"pruning.criterion.batches: {batches!r} must be a whole number, at least 1")
-        self.batches = batches
+        self.batches = count("batches", batches)
         self.seed = seed
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it runs calibration batches through the model."""
+        return self.of_blocks or any(statistic not in WITHOUT_DATA for statistic in self.statistics)
 
     def terms(self, name: str, weight: torch.Tensor, *statistics: torch.Tensor) -> torch.Tensor:
         """What each element adds to its unit's score.
@@ -56,6 +97,30 @@ class Criterion:
         """A unit's score from the sum of its terms."""
         return total
 
+    def units(self, name: str, weight: torch.Tensor, *statistics: torch.Tensor) -> torch.Tensor:
+        """The scores of whole units in one tensor of their group.
+
+        Args:
+            name: the tensor's name.
+            weight: the units' parts of it, shape (units, elements).
+            statistics: the same of what `statistics` asks for; where all of a unit's elements share a value, once.
+
+        Returns:
+            Shape (units,).
+        """
+        raise NotImplementedError
+
+
+def count(key: str, value: Any, least: int = 1) -> int:
+    """The value of a criterion's parameter that counts something.
+
+    Raises:
+        ConfigError: it is no whole number, or less than `least`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"pruning.criterion.{key}: {value!r} must be a whole number, at least {least}")
+    return value
+
 
 criteria: Registry[type[Criterion]] = Registry("criterion")
 
@@ -64,8 +129,8 @@ def register_criterion(name: str) -> Callable[[Any], Any]:
     """Enters a criterion of one's own under a name that a recipe can use.
 
     It is either a function of the weight, or a subclass of `Criterion`. A function gets whole layers; beside `weight`
-    it may take `gradient` and `movement` (see `STATISTICS`), and parameters with defaults, which the recipe can set. It
-    returns one term an element; a unit's score is their sum.
+    it may take any of `STATISTICS` by name, and parameters with defaults, which the recipe can set. It returns one term
+    an element; a unit's score is their sum.
 
     Example:
         >>> @hfprune.register_criterion("centred")
@@ -100,7 +165,9 @@ def create(name: str, parameters: dict[str, Any] | None = None, seed: int = 0) -
     for key in parameters:
         if key not in known:
             raise ConfigError(f"pruning.criterion.{key}: '{name}' takes no such parameter; {did_you_mean(key, known)}")
-    return kind(seed=seed, **parameters)
+    criterion = kind(seed=seed, **parameters)
+    criterion.name = name
+    return criterion
 
 
 def check_granularity(criterion: Criterion, name: str, granularities: list[str]) -> None:
@@ -113,6 +180,12 @@ def check_granularity(criterion: Criterion, name: str, granularities: list[str])
     if criterion.of_blocks and others:
         raise ConfigError(
             f"pruning.criterion: '{name}' scores whole blocks, not '{others[0]}'; use it with granularity: layer"
+        )
+    unfit = [kind for kind in granularities if kind not in _OF_UNITS]
+    if criterion.of_units and unfit:
+        raise ConfigError(
+            f"pruning.criterion: '{name}' scores whole units of a layer, not '{unfit[0]}'; use it with granularity: "
+            f"{', '.join(_OF_UNITS[:-1])} or {_OF_UNITS[-1]}"
         )
 
 
@@ -146,5 +219,6 @@ def _from_function(name: str, function: Callable[..., torch.Tensor]) -> type[Cri
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     __init__.__signature__ = inspect.Signature([inspect.Parameter(key, keyword) for key in own])
-    members = {"statistics": wanted, "pointwise": False, "__init__": __init__, "terms": terms}
+    scored = "layers" if set(wanted) & set(_OF_INPUTS) else "weights"
+    members = {"statistics": wanted, "pointwise": False, "members": scored, "__init__": __init__, "terms": terms}
     return type(name, (Criterion,), {**members, "__doc__": function.__doc__})

@@ -1,4 +1,4 @@
-"""Criteria of weight times gradient: taylor, snip, movement."""
+"""Criteria of weight times gradient: taylor, snip, movement, synflow."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ class Movement(Criterion):
 
     def terms(self, name: str, weight: torch.Tensor, movement: torch.Tensor) -> torch.Tensor:
         return -movement
+
+
+@register_criterion("synflow")
+class SynFlow(Criterion):
+    """Σ |w · ∂R/∂w|, R the sum of the outputs of the network with |w| on an input of ones (Tanaka 2020, 2006.05467).
+
+    It needs no data. Apply it in many steps, each of which scores anew: `schedule: {kind: geometric, steps: 100}`.
+    """
+
+    statistics = ("synaptic_flow",)
+
+    def terms(self, name: str, weight: torch.Tensor, synaptic_flow: torch.Tensor) -> torch.Tensor:
+        return (weight * synaptic_flow).abs()

@@ -1,4 +1,4 @@
-"""Criteria that need no data: random, l1, l2, lamp."""
+"""Criteria that need no data: random, l1, l2, lamp, bn_scale."""
 
 from __future__ import annotations
 
@@ -55,6 +55,17 @@ class Lamp(Criterion):
         ordered = squares.sort().values
         at_least = ordered.flip(0).cumsum(0).flip(0)
         # Equal magnitudes share one denominator: the sum from the first of them on.
-        denominators = at_least[torch.searchsorted(ordered, squares)]
-        scores = torch.where(squares > 0, squares / denominators, 0.0).view(weight.shape)
+        places = torch.searchsorted(ordered, squares).clamp_max(max(0, len(ordered) - 1))  # nan lies behind all
+        scores = torch.where(squares == 0, 0.0, squares / at_least[places]).view(weight.shape)
         return scores if weight.dtype == torch.float64 else scores.float()
+
+
+@register_criterion("bn_scale")
+class BnScale(Criterion):
+    """Σ |γ| of the norms that follow the units' layers (Network Slimming, Liu 2017, arXiv 1708.06519)."""
+
+    of_units = True
+    members = "norms"
+
+    def units(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        return weight.abs().sum(1)

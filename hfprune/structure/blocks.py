@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from hfprune.criteria.calibration import batches_of, to_device
+from hfprune.criteria.calibration import batches_of, run_forward, to_device
 from hfprune.criteria.criterion import Criterion
 from hfprune.errors import ConfigError, ModelError
 from hfprune.profiling import FORWARD_FAILURES
@@ -105,10 +107,15 @@ def score_blocks(
     for block in blocks:
         total, count = torch.zeros((), dtype=torch.float64), 0
         for name, weight in block.weights(structure.model).items():
+            if name not in statistics:  # it took no part in any calibration batch
+                continue
             value = weight.parameter.detach()
             terms = criterion.terms(name, value.float() if value.dtype != torch.float64 else value, *statistics[name])
             total, count = total + terms.double().sum().cpu(), count + terms.numel()
         scores.append(float(criterion.finish(total / max(1, count))))
+        if not count or not math.isfinite(scores[-1]):
+            what = "gave a score that is not finite in" if count else "can't score what took no part in any batch:"
+            raise ModelError(f"pruning.criterion: '{criterion.name}' {what} '{block.path}'")
     return scores
 
 
@@ -240,7 +247,7 @@ def _influence(model: nn.Module, blocks: list[ResidualBlock], criterion: Criteri
             after = output[0] if isinstance(output, tuple) else output
             dim = 1 if before.ndim == 4 else -1
             cos = nn.functional.cosine_similarity(before.float(), after.float(), dim=dim)
-            sums[index][0] += float((1 - cos).sum())
+            sums[index][0] += float((1 - cos).double().sum())
             sums[index][1] += cos.numel()
 
         return hook
@@ -252,15 +259,13 @@ def _influence(model: nn.Module, blocks: list[ResidualBlock], criterion: Criteri
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.no_grad():
-            for number, batch in enumerate(batches_of(data)):
-                if number >= criterion.batches:
-                    break
-                inputs = to_device(batch, device)
-                inputs = inputs[0] if isinstance(inputs, tuple | list) and len(inputs) == 2 else inputs
-                model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    except FORWARD_FAILURES as error:
-        raise ModelError(f"the model can't take the batch: {str(error).strip().splitlines()[0]}") from error
+            for batch in itertools.islice(batches_of(data), criterion.batches):
+                run_forward(model, to_device(batch, device))
     finally:
         for hook in hooks:
             hook.remove()
-    return [total / max(1, count) for total, count in sums]
+    for block, (total, count) in zip(blocks, sums, strict=True):
+        if not count or not math.isfinite(total):
+            what = "gave a score that is not finite in" if count else "can't score what took no part in any batch:"
+            raise ModelError(f"pruning.criterion: 'block_influence' {what} '{block.path}'")
+    return [total / count for total, count in sums]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import warnings
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 
 from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
-from hfprune.criteria.calibration import LossFunction, gather
+from hfprune.criteria.calibration import LossFunction, Progress, gather
+from hfprune.criteria.criterion import WITHOUT_DATA
 from hfprune.errors import ConfigError, ModelError
+from hfprune.profiling import example_batch
 from hfprune.structure.blocks import ResidualBlock, drop_blocks, find_blocks
 from hfprune.structure.choices import (
     Choice,
@@ -29,7 +32,7 @@ from hfprune.structure.groups import CoupledGroup, Structure, analyse, check_exa
 from hfprune.structure.plan import Plan
 from hfprune.structure.record import dense_path, record_dropped, record_removal
 from hfprune.structure.removal import remove
-from hfprune.structure.scores import score_groups, scored_weights
+from hfprune.structure.scores import score_groups, scored_members, scored_weights
 from hfprune.structure.surgery import Journal
 from hfprune.structure.trial import NOT_RUNNING, without_impossible
 from hfprune.weights import Weight, check_pattern
@@ -91,7 +94,7 @@ class StructuredPruner:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion runs batches through the model."""
-        return bool(self.criterion.statistics) or self.criterion.of_blocks
+        return self.criterion.needs_data
 
     @property
     def total_units(self) -> int:
@@ -153,20 +156,28 @@ class StructuredPruner:
         data: Any = None,
         loss: LossFunction | None = None,
         history: dict[str, torch.Tensor] | None = None,
+        progress: Progress | None = None,
     ) -> Choice:
         """What goes at a cumulative target; the model is not changed.
 
         Args:
             target: the fraction that is gone afterwards: of the units for a ratio, else of the parameters,
                 multiply-accumulates or milliseconds of the dense model.
-            data, loss, history: for criteria that need them (`criteria.calibration.gather`).
+            data, loss, history, progress: for criteria that need them (`criteria.calibration.gather`).
         """
         if self._stale:
             self._look()
-        weights = scored_weights(self.model, self.groups.values())
+        weights = scored_weights(self.model, self.groups.values(), self.criterion)
         for block in self.blocks if "layer" in self.config.granularities else ():
             weights |= block.weights(self.model)
-        return self.decide(target, gather(self.criterion, self.model, weights, data, loss=loss, history=history), data)
+        example = None
+        if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            example = example_batch(self.model, self.example_inputs)
+        statistics = gather(
+            self.criterion, self.model, weights, data, loss=loss, history=history, example_inputs=example,
+            progress=progress, partial=True,
+        )  # fmt: skip
+        return self.decide(target, statistics, data)
 
     def scored(self) -> dict[str, Weight]:
         """The parameters that the groups are scored by."""
@@ -193,6 +204,7 @@ class StructuredPruner:
         scores = score_groups(
             self.model, self.groups.values(), self.criterion, statistics, self.config.reduction, self.config.normalize
         )
+        self._warn_of_equal(scores)
         if self.measured == "ratio":
             return by_ratio(self, target, scores, blocks)
         if self.measured == "latency":
@@ -231,17 +243,19 @@ class StructuredPruner:
         data: Any = None,
         loss: LossFunction | None = None,
         history: dict[str, torch.Tensor] | None = None,
+        progress: Progress | None = None,
     ) -> Choice:
         """`choose` and `apply`. Where the model's code does not take the cut, the groups in question are found by trial
         cuts and protected, and the choice is made anew without them."""
-        given = {"data": data, "loss": loss, "history": history}
+        given = {"data": data, "loss": loss, "history": history, "progress": progress}
+        choice = self.choose(target, **given)
         try:
-            return self._step(target, given)
+            return self._carry_out(choice, target, given)
         except ModelError:
             if self._tried:
                 raise
             self._try_cuts()
-            return self._step(target, given)
+        return self._carry_out(self.choose(target, **given), target, given)
 
     def undo(self) -> None:
         """Takes back all that `apply` did; the model is as it was given."""
@@ -252,8 +266,8 @@ class StructuredPruner:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _step(self, target: float, given: dict[str, Any]) -> Choice:
-        choice, before, done = self.choose(target, **given), copy.deepcopy(self.plan), len(self._journals)
+    def _carry_out(self, choice: Choice, target: float, given: dict[str, Any]) -> Choice:
+        before, done = copy.deepcopy(self.plan), len(self._journals)
         if not (choice.blocks and choice.units):
             self.apply(choice)
             return choice
@@ -268,6 +282,17 @@ class StructuredPruner:
             self._look()
             raise
         return Choice(rest.units, choice.blocks, rest.reached, rest.note)
+
+    def _warn_of_equal(self, scores: dict[str, torch.Tensor]) -> None:
+        """Says where scores tell units nothing apart."""
+        alike = [name for name, score in scores.items() if len(score) > 1 and bool((score == score[0]).all())]
+        if alike and self.criterion.name != "random":
+            more = f" (and of {len(alike) - 1} more groups)" if len(alike) > 1 else ""
+            warnings.warn(
+                f"pruning.criterion: '{self.criterion.name}' scores all units of '{alike[0]}'{more} alike; which of "
+                f"them go says nothing",
+                stacklevel=4,
+            )
 
     def _take_back(self, done: int) -> None:
         while len(self._journals) > done:
@@ -339,6 +364,7 @@ class StructuredPruner:
                 f"pruning.granularity: the model has nothing of {config.granularities} that can be removed; "
                 f"it has {', '.join(kinds) or 'no coupled groups'}"
             )
+        scored_members(self.model, self.groups.values(), self.criterion)
 
 
 def _touches(group: CoupledGroup, patterns: list[str]) -> bool:

@@ -3,32 +3,76 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from hfprune.criteria.criterion import Criterion
-from hfprune.errors import ModelError
-from hfprune.structure.groups import CoupledGroup
-from hfprune.weights import Weight
+from hfprune.errors import ConfigError, ModelError
+from hfprune.structure.groups import CoupledGroup, GroupMember
+from hfprune.weights import Weight, layer_weights, norm_scales
+
+_MISSING = {
+    "layers": "has no weight of a linear layer or convolution",
+    "inputs": "is the input of no linear layer or convolution",
+    "norms": "has no norm with a scale",
+}
+"""Why a group has no member that a criterion could score it by."""
 
 
-def scored_weights(model: nn.Module, groups: Iterable[CoupledGroup]) -> dict[str, Weight]:
-    """The parameters that groups are scored by: their weights; biases and norms only where there is nothing else."""
+@dataclass(frozen=True)
+class ScoredMember:
+    """A member that counts for its group's score.
+
+    Attributes:
+        group: the group's name.
+        tensor: the parameter's name.
+        dim: the dimension along which the units lie.
+        indices: what each unit takes of it, shape (units, indices per unit).
+    """
+
+    group: str
+    tensor: str
+    dim: int
+    indices: torch.Tensor
+
+
+def scored_weights(model: nn.Module, groups: Iterable[CoupledGroup], criterion: Criterion) -> dict[str, Weight]:
+    """The parameters that a criterion scores groups by."""
     parameters = dict(model.named_parameters())
-    found: dict[str, Weight] = {}
+    members = scored_members(model, groups, criterion)
+    return {m.tensor: Weight(m.tensor, parameters[m.tensor], parameters[m.tensor].ndim - 1) for m in members}
+
+
+def scored_members(model: nn.Module, groups: Iterable[CoupledGroup], criterion: Criterion) -> list[ScoredMember]:
+    """The members that count for the groups' scores: by default their weights, and biases and norms only where there is
+    nothing else (`Criterion.members`).
+
+    Raises:
+        ConfigError: a group has no such member.
+    """
+    dimensions = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    layers = layer_weights(model) if criterion.members in ("layers", "inputs") else {}
+    norms = norm_scales(model) if criterion.members == "norms" else set()
+    fits: dict[str, Callable[[GroupMember], bool]] = {
+        "weights": lambda m: dimensions[m.tensor] > 1,
+        "layers": lambda m: m.tensor in layers,
+        "inputs": lambda m: m.tensor in layers and layers[m.tensor][1] == m.dim,
+        "norms": lambda m: m.tensor in norms,
+    }
+    found = []
     for group in groups:
-        for name, _, _ in scored_members(parameters, group):
-            found[name] = Weight(name, parameters[name], input_dim=parameters[name].ndim - 1)
+        own = [member for member in group.members if member.tensor in dimensions]
+        chosen = [member for member in own if fits[criterion.members](member)]
+        if not chosen and criterion.members != "weights":
+            raise ConfigError(
+                f"pruning.criterion: '{criterion.name}' can't score '{group.name}', which "
+                f"{_MISSING[criterion.members]}; name it in `ignore`, or use another criterion"
+            )
+        found += [ScoredMember(group.name, m.tensor, m.dim, m.indices) for m in chosen or own]
     return found
-
-
-def scored_members(parameters: dict[str, nn.Parameter], group: CoupledGroup) -> list[tuple[str, int, torch.Tensor]]:
-    """The members of a group that count for its score: tensor name, dimension, indices a unit."""
-    own = [m for m in group.members if m.tensor in parameters]
-    weights = [m for m in own if parameters[m.tensor].ndim > 1]
-    return [(m.tensor, m.dim, m.indices) for m in weights or own]
 
 
 def score_groups(
@@ -50,26 +94,52 @@ def score_groups(
     """
     groups = list(groups)
     parameters = dict(model.named_parameters())
-    wanted: dict[str, list[tuple[str, int, torch.Tensor]]] = defaultdict(list)
-    for group in groups:
-        for name, dim, indices in scored_members(parameters, group):
-            wanted[name].append((group.name, dim, indices))
+    wanted: dict[str, list[ScoredMember]] = defaultdict(list)
+    for member in scored_members(model, groups, criterion):
+        if member.tensor in statistics:  # others took no part in any calibration batch
+            wanted[member.tensor].append(member)
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for name, uses in wanted.items():  # the terms of one tensor at a time are held
+    for name, members in wanted.items():  # the terms of one tensor at a time are held
         value = parameters[name].detach()
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
-        terms = criterion.terms(name, value, *statistics[name])
-        for group_name, dim, indices in uses:
-            along = terms.sum([d for d in range(terms.ndim) if d != dim]) if terms.ndim > 1 else terms
-            units = along[indices.to(along.device)].sum(1)
-            parts[group_name].append(criterion.finish(units).double().cpu())
+        for member, score in _unit_scores(criterion, name, value, statistics[name], members):
+            parts[member.group].append(score.double().cpu())
     scores = {}
     for group in groups:
+        if not parts[group.name]:
+            raise ModelError(
+                f"pruning.criterion: '{criterion.name}' can't score '{group.name}': none of its layers took part in "
+                f"any calibration batch; name it in `ignore`, or give batches that reach it"
+            )
         stacked = torch.stack(parts[group.name])
         reduced = {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.max(0).values}[reduction]
         if not torch.isfinite(reduced).all():
-            raise ModelError(f"pruning.criterion: gave scores that are not finite in '{group.name}'")
+            raise ModelError(f"pruning.criterion: '{criterion.name}' gave scores that are not finite in '{group.name}'")
         size = {"mean": reduced.abs().mean(), "max": reduced.abs().max(), "none": torch.tensor(1.0)}[normalize]
         scores[group.name] = reduced / size if float(size) > 0 else reduced
     return scores
+
+
+def _unit_scores(
+    criterion: Criterion,
+    name: str,
+    value: torch.Tensor,
+    statistics: tuple[torch.Tensor, ...],
+    members: list[ScoredMember],
+) -> Iterator[tuple[ScoredMember, torch.Tensor]]:
+    """The scores of the units of every group that one tensor is a member of."""
+    if criterion.of_units:
+        for member in members:
+            parts = [_by_unit(tensor, member) for tensor in (value, *statistics)]
+            yield member, criterion.units(name, *parts)
+        return
+    terms = criterion.terms(name, value, *statistics)
+    for member in members:
+        along = terms.sum([d for d in range(terms.ndim) if d != member.dim]) if terms.ndim > 1 else terms
+        yield member, criterion.finish(along[member.indices.to(along.device)].sum(1))
+
+
+def _by_unit(tensor: torch.Tensor, member: ScoredMember) -> torch.Tensor:
+    """A tensor, or what broadcasts to it, as a matrix: units x elements."""
+    return tensor.movedim(member.dim, 0)[member.indices.to(tensor.device)].flatten(1)

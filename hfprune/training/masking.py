@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from hfprune.checkpoint.metadata import annotate
 from hfprune.errors import ModelError
 from hfprune.pruner import Pruner
+from hfprune.training.removal import example_of
 from hfprune.weights import Weight
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Masking:
             data=trainer.calibration_batches() if self.pruner.needs_data else None,
             loss=trainer.calibration_loss,
             history=trainer.history or None,
+            example_inputs=example_of(trainer) if "synaptic_flow" in self.pruner.criterion.statistics else None,
         )
         if len(set(gather_object([masks.digest()]))) > 1:
             raise ModelError("the processes chose different masks: their weights or scores differ; nothing was pruned")

@@ -64,7 +64,7 @@ class Removal:
     def weights(self) -> dict[str, Weight]:
         """What is scored, by name."""
         self.pruner.look()
-        return scored_weights(self.trainer.model, self.pruner.groups.values())
+        return scored_weights(self.trainer.model, self.pruner.groups.values(), self.pruner.criterion)
 
     def targets(self) -> list[float]:
         """The cumulative fraction gone after each step."""

@@ -97,12 +97,47 @@ def test_gradients_flow_where_the_caller_switched_them_off():
     assert found == masks(model, images())
 
 
-def test_a_weight_that_takes_no_part_scores_zero():
+@pytest.mark.parametrize("criterion", ["snip", "fisher", "obd", "synflow", "wanda"])
+def test_a_weight_that_takes_no_part_is_refused_and_may_be_ignored(criterion):
     model = MLP()
     model.unused = nn.Linear(8, 8)
-    report = hfprune.prune(model, PruningConfig(criterion="snip", target=64 / 208), vectors())
-    assert not model.unused.weight.any()
-    assert report.pruned == 64
+    config = PruningConfig(criterion=criterion, target=0.5)
+    message = refusal(model, vectors(), ModelError, config)
+    assert message.startswith(f"pruning.criterion: '{criterion}' can't score 'unused.weight': it took no part in any")
+    config = PruningConfig(criterion=criterion, target=0.5, ignore=["unused"])
+    assert hfprune.prune(model, config, vectors()).pruned == 72
+    assert model.unused.weight.all()
+
+
+def test_layers_that_scores_tell_nothing_about_are_named():
+    model = MLP()
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(-1.0)  # nothing gets through the ReLU
+    with pytest.warns(UserWarning, match=r"'snip' tells nothing apart in 'first.weight' \(and 1 more\)"):
+        hfprune.prune(model, PruningConfig(criterion="snip", target=0.7), vectors())
+    assert model.first.weight.any()
+    assert model.last.weight.any()
+
+
+def test_a_layer_that_goes_as_a_whole_is_named():
+    model = MLP()
+    with torch.no_grad():
+        model.first.weight *= 1e-3
+    with pytest.warns(UserWarning, match="'l1' removes all of 'first.weight'; min_kept keeps a part of every layer"):
+        hfprune.prune(model, PruningConfig(criterion="l1", target=0.7))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "lamp", "taylor", "fisher", "obd", "wanda"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_weights_that_are_not_finite(criterion, value, granularity):
+    model = MLP()
+    with torch.no_grad():
+        model.last.weight[0, 0] = value
+    config = PruningConfig(criterion=criterion, granularity=granularity, target=0.5)
+    message = refusal(model, vectors(), ModelError, config)
+    assert criterion in message or message.startswith("the loss on calibration batch 1 is nan")
 
 
 def test_missing_data():
