@@ -58,7 +58,8 @@ class Pruner:
         return self.criterion.needs_data
 
     @property
-    def _by_row(self) -> bool:
+    def by_row(self) -> bool:
+        """Whether weights are compared within their output row, of which every one loses the same number."""
         return self.criterion.by_row and self.shape.kind == "weight"
 
     @property
@@ -98,18 +99,12 @@ class Pruner:
             ConfigError: the criterion lacks data.
             ModelError: scores that are not numbers, a batch that the model can't take.
         """
-        example = None
-        if set(self.criterion.statistics) & set(WITHOUT_DATA):
-            given = example_inputs_of(data) if example_inputs is None else example_inputs
-            example = example_batch(self.model, given)
-        statistics = gather(
-            self.criterion, self.model, self.weights, data, loss=loss, history=history, example_inputs=example,
-            progress=progress,
-        )  # fmt: skip
+        given = {"data": data, "loss": loss, "history": history, "progress": progress}
+        statistics = self._statistics(example_inputs, given)
         masks = masks or MaskSet({})
         if self.shape.kind == "n:m":
             gone = self._select_pattern(target, masks, statistics)
-        elif self._by_row:
+        elif self.by_row:
             gone = self._select_rows(target, masks, statistics)
         else:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
@@ -131,13 +126,15 @@ class Pruner:
         kept = {name: self._expand(self.weights[name], gone.pop(name).logical_not_()) for name in list(gone)}
         return MaskSet(kept, self.pattern)
 
-    def layer_scores(self, *, data: Any = None, loss: LossFunction | None = None) -> list[LayerScores]:
+    def layer_scores(
+        self, *, data: Any = None, loss: LossFunction | None = None, example_inputs: Any = None
+    ) -> list[LayerScores]:
         """The scores of every layer's units, the model taken as it is; nothing is selected.
 
         Args:
-            data, loss: for criteria that need them (`criteria.calibration.gather`).
+            data, loss, example_inputs: as in `select`.
         """
-        statistics = gather(self.criterion, self.model, self.weights, data, loss=loss)
+        statistics = self._statistics(example_inputs, {"data": data, "loss": loss})
         nothing = MaskSet({})
         return [self._layer_scores(weight, nothing, statistics[name]) for name, weight in self.weights.items()]
 
@@ -151,6 +148,13 @@ class Pruner:
             elif gone is not None:
                 count += min(int(gone.sum()), self.units[name])
         return count
+
+    def _statistics(self, example_inputs: Any, given: dict[str, Any]) -> dict[str, tuple[torch.Tensor, ...]]:
+        example = None
+        if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            example_inputs = example_inputs_of(given["data"]) if example_inputs is None else example_inputs
+            example = example_batch(self.model, example_inputs)
+        return gather(self.criterion, self.model, self.weights, **given, example_inputs=example)
 
     def _count_units(self, weight: Weight) -> int:
         if self.shape.kind == "n:m":
@@ -179,13 +183,13 @@ class Pruner:
                 f"pruning.target.ratio: {self.config.ratio} can't be reached with min_kept {self.config.min_kept}; "
                 f"at most {reachable}"
             )
-        if self.config.scope == "layer" or self._by_row:
+        if self.config.scope == "layer" or self.by_row:
             for name in rest:
                 if round(self.config.ratio * self.units[name]) > self._limit(name):
                     raise ConfigError(
                         f"pruning.min_kept: {self.config.min_kept} keeps more of '{name}' ({self.units[name]} units) "
                         f"than the ratio {self.config.ratio} does; use "
-                        + ("a smaller one" if self._by_row else "scope: global, or a smaller one")
+                        + ("a smaller one" if self.by_row else "scope: global, or a smaller one")
                     )
         if self.shape.kind == "block":
             self._check_blocks()

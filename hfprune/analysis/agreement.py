@@ -28,7 +28,7 @@ from hfprune.analysis.report import Similarity
 from hfprune.analysis.subject import CriterionSpec, Progress, Subject, labels_of, sampled, values_at
 from hfprune.criteria.calibration import LossFunction
 from hfprune.errors import ConfigError
-from hfprune.selection import LayerScores, select, select_each
+from hfprune.selection import LayerScores
 
 SAMPLE = 10_000
 """Rank correlations of more units than this are those of a sample: its error is about 0.01."""
@@ -88,7 +88,7 @@ def similarity(
     subject = Subject(model, granularity, labels, data=data, loss=loss, example_inputs=example_inputs, **limits)
     seen: dict[str, _Seen] = {}
     # Criteria that need data come first, so that missing data is said before the long work.
-    for step, label in enumerate(sorted(labels, key=lambda label: not subject.criteria[label].statistics)):
+    for step, label in enumerate(sorted(labels, key=lambda label: not subject.criteria[label].needs_data)):
         tell(label, step + 1, len(labels) + 1)
         seen[label] = _look(subject, label, ratio, sample)
     return _found(subject, {label: seen[label] for label in labels}, float(ratio), sample)
@@ -148,14 +148,10 @@ class _Seen:
 def _look(subject: Subject, label: str, ratio: float, sample: int) -> _Seen:
     layers = subject.scores(label)
     seen = _Seen()
-    seen.alone = {
-        name: gone.cpu()
-        for name, gone in select_each(layers, {layer.name: round(ratio * layer.units) for layer in layers}).items()
-    }
-    total = sum(layer.units for layer in layers)
-    together = select(layers, round(ratio * total))
-    seen.ranked_together = {name: gone.cpu() for name, gone in together.items()}
+    seen.alone = {layer.name: subject.goes(layer, round(ratio * layer.units)).cpu() for layer in layers}
+    seen.ranked_together = {name: gone.cpu() for name, gone in subject.go_together(layers, ratio).items()}
     seen.emptied = [name for name, gone in seen.ranked_together.items() if bool(gone.all())]
+    total = sum(layer.units for layer in layers)
     pooled, offset = sampled(total, sample, subject.seed), 0
     parts = []
     for layer in layers:
@@ -232,9 +228,11 @@ def _together(one: _Seen, other: _Seen) -> Agreement:
 
 
 def _cost(subject: Subject, label: str) -> int:
-    """What a criterion needs, by which the cheaper of two is told: 0 single weights, 1 whole layers, 2 data."""
+    """By what the cheaper of two criteria is told: 0 needs single weights, 1 whole layers or the model, 2 data."""
     criterion = subject.criteria[label]
-    return 2 if criterion.statistics else 0 if criterion.pointwise else 1
+    if criterion.needs_data:
+        return 2
+    return 0 if criterion.pointwise and not criterion.statistics and not criterion.of_units else 1
 
 
 def _normality(subject: Subject) -> dict[str, Normality | None]:

@@ -45,7 +45,7 @@ class Similarity:
         together: pair of criteria to their agreement when all layers are ranked together.
         dispersion: criterion to layer to the spread of its scores; `dispersion_together` over all layers.
         emptied: criterion to the layers of which a global ranking would leave nothing.
-        costs: criterion to what it needs: 0 single weights, 1 whole layers, 2 data.
+        costs: criterion to what it needs: 0 single weights, 1 whole layers or the model, 2 data.
         single_weights: whether a unit is one weight.
         normality: weight to the test of its values; None where it has too few.
         note: why the granularity is not the usual one.

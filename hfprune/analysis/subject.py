@@ -18,7 +18,7 @@ from hfprune.criteria.calibration import LossFunction, example_inputs_of
 from hfprune.errors import ConfigError, ModelError
 from hfprune.granularity import parse_granularity
 from hfprune.pruner import Pruner
-from hfprune.selection import CHUNK, LayerScores
+from hfprune.selection import CHUNK, LayerScores, select, select_each, select_rows
 from hfprune.strict import one_line
 from hfprune.structure.pruner import StructuredPruner
 
@@ -74,17 +74,17 @@ class Subject:
         self.data = data
         common = {"ignore": list(ignore), "reduction": reduction, "normalize": normalize, "seed": seed, "target": 0.5}
         common["include"] = None if include is None else list(include)
-        example_inputs = example_inputs_of(data) if example_inputs is None else example_inputs
+        self.example_inputs = example_inputs_of(data) if example_inputs is None else example_inputs
         self.pruner: Pruner | StructuredPruner
         if granularity is None:
             try:
-                self._take(common | {"granularity": "channel"}, example_inputs)
+                self._take(common | {"granularity": "channel"})
             except ModelError as error:
-                self._take(common | {"granularity": "weight"}, None)
+                self._take(common | {"granularity": "weight"})
                 self.note = f"single weights, as whole channels can't be looked at: {error}"
         else:
             granularity = granularity if isinstance(granularity, str) else list(granularity)
-            self._take(common | {"granularity": granularity}, example_inputs)
+            self._take(common | {"granularity": granularity})
 
     @property
     def granularities(self) -> list[str]:
@@ -103,25 +103,41 @@ class Subject:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The tensors that the scores come from, by name; those of one dimension only where there are no others."""
-        found = self.pruner.scored() if isinstance(self.pruner, StructuredPruner) else self.pruner.weights
-        return {name: weight.parameter.detach() for name, weight in found.items()}
+        return {name: weight.parameter.detach() for name, weight in self._weights.items()}
 
     def scores(self, label: str) -> list[LayerScores]:
         """The scores of every layer or group by one of the criteria; the lowest go first."""
         criterion = self.criteria[label]
         self.pruner.criterion = criterion
         if isinstance(self.pruner, Pruner):
-            return self.pruner.layer_scores(data=self.data, loss=self.loss)
+            return self.pruner.layer_scores(data=self.data, loss=self.loss, example_inputs=self.example_inputs)
         return _as_layers(self.pruner.scores(data=self.data, loss=self.loss))
+
+    def goes(self, layer: LayerScores, count: int) -> torch.Tensor:
+        """Which units of one layer go when so many do, by the criterion that scored last: a flat bool tensor."""
+        if not isinstance(self.pruner, Pruner) or not self.pruner.by_row:
+            return select_each([layer], {layer.name: count})[layer.name]
+        weight = self.pruner.weights[layer.name]
+        scores = weight.as_matrix(layer.scores(0, layer.units).view(weight.parameter.shape))
+        return weight.from_matrix(select_rows(scores, count)).reshape(-1)
+
+    def go_together(self, layers: list[LayerScores], ratio: float) -> dict[str, torch.Tensor]:
+        """Which units go when all layers are ranked together, by the criterion that scored last.
+
+        A criterion that compares weights within their rows takes of every layer as much.
+        """
+        if isinstance(self.pruner, Pruner) and self.pruner.by_row:
+            return {layer.name: self.goes(layer, round(ratio * layer.units)) for layer in layers}
+        return select(layers, round(ratio * sum(layer.units for layer in layers)))
 
     def gaussian_scores(self, label: str) -> list[list[LayerScores]]:
         """The scores that the same criterion gives to independent Gaussian weights of the same shapes and sizes.
 
-        One list a draw. It is empty for criteria that look at data: what they would see there depends on more than the
-        weights.
+        One list a draw. It is empty for criteria that look at data, as what they would see there depends on more than
+        the weights, and for those of norms, which average nothing.
         """
         criterion = self.criteria[label]
-        if criterion.statistics:
+        if criterion.statistics or criterion.members == "norms":
             return []
         weights = self.weights()
         draws = 4 if sum(value.numel() for value in weights.values()) <= _FEW else 1
@@ -142,7 +158,7 @@ class Subject:
         pruner.criterion = criterion
         return pruner.layer_scores()
 
-    def _take(self, values: dict[str, Any], example_inputs: Any) -> None:
+    def _take(self, values: dict[str, Any]) -> None:
         kinds = values["granularity"] if isinstance(values["granularity"], list) else [values["granularity"]]
         for kind in kinds:
             if parse_granularity(kind).kind in ("layer", "n:m"):
@@ -154,9 +170,11 @@ class Subject:
         for label, criterion in self.criteria.items():
             check_granularity(criterion, label, config.granularities)
         if config.is_structural:
-            self.pruner = StructuredPruner(self.model, config, example_inputs, trial=True)
+            self.pruner = StructuredPruner(self.model, config, self.example_inputs, trial=True)
+            self._weights = self.pruner.scored()
         else:
             self.pruner = Pruner(self.model, config)
+            self._weights = self.pruner.weights
 
 
 def created(spec: CriterionSpec, seed: int = 0) -> Criterion:

@@ -16,7 +16,6 @@ from hfprune.analysis.subject import CriterionSpec, Progress, Subject, labels_of
 from hfprune.config import shrinks
 from hfprune.criteria.calibration import LossFunction, batches_of, default_loss, to_device
 from hfprune.errors import ConfigError, DataError, ModelError
-from hfprune.selection import select_each
 from hfprune.structure.candidates import candidates
 from hfprune.structure.graph import evaluating
 from hfprune.structure.pruner import StructuredPruner
@@ -184,7 +183,7 @@ def _masks(subject: Subject) -> list[_Trial]:
         def pruned(count: int) -> Iterator[None]:
             before = parameter.detach().clone()
             try:
-                pruner.masks_of(select_each([layer], {layer.name: count})).apply(subject.model)
+                pruner.masks_of({layer.name: subject.goes(layer, count)}).apply(subject.model)
                 yield
             finally:
                 with torch.no_grad():
