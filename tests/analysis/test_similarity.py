@@ -225,6 +225,25 @@ def test_the_picture_is_written_whole(tmp_path, names):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("name", list(criteria))
+def test_every_criterion_that_fits_can_be_compared(name, granularity):
+    tiny = TINY["cnn"]
+    given = {"granularity": granularity, "data": tiny.batch()}
+    if criteria[name].of_blocks or (getattr(criteria[name], "of_units", False) and granularity == "weight"):
+        with pytest.raises(ConfigError, match=f"'{name}' scores whole"):
+            hfprune.similarity(tiny.build(), [name], **given)
+        return
+    names = ["l1", name] if name != "l1" else ["l1", "l2"]
+    try:
+        found = hfprune.similarity(tiny.build(), names, **given)
+    except ConfigError as error:  # not every criterion has something to look at in every layer
+        assert f"'{name}' can't score" in str(error)
+        return
+    assert all(entry.pruned == round(0.5 * entry.units) for entry in found.dispersion[name].values())
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 @pytest.mark.parametrize(
     ("criteria", "options", "message"),
     [
