@@ -208,7 +208,7 @@ def values_at(layer: LayerScores, places: torch.Tensor | None) -> torch.Tensor:
         if places is not None:
             low, high = torch.searchsorted(places, torch.tensor([start, stop])).tolist()
             scores = scores[(places[low:high] - start).to(scores.device)]
-        parts.append(scores.double().cpu())
+        parts.append(scores.detach().double().cpu())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 

@@ -95,6 +95,38 @@ def test_the_collapse_is_what_pruning_does():
     assert not model.first.weight.any() and model.last.weight.all()
 
 
+@pytest.mark.filterwarnings("ignore:pruning.criterion")
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_the_overlap_is_that_of_what_pruning_removes(granularity, scope):
+    tiny, chosen = TINY["cnn"], {}
+    by_row = [name for name in ("wanda",) if name in criteria]  # compares weights within their rows
+    names = ["l1", "taylor", *by_row]
+    dense = tiny.build().state_dict()
+    for name in names:
+        model = tiny.build()
+        model.load_state_dict(dense)
+        config = hfprune.PruningConfig(
+            criterion=name, granularity=granularity, scope=scope, target=0.5, round_to=1, min_kept=0
+        )
+        report = hfprune.prune(model, config, data=tiny.batch())
+        if granularity == "weight":
+            chosen[name] = torch.cat([mask.flatten() for mask in report.masks.kept.values()])
+        else:
+            chosen[name] = {layer: units - kept for layer, (units, kept) in report.groups.items()}
+    model = tiny.build()
+    model.load_state_dict(dense)
+    found = hfprune.similarity(model, names, 0.5, granularity=granularity, data=tiny.batch())
+    for pair in found.within:
+        figures = found.together[pair] if scope == "global" else found.mean_within(pair)
+        if granularity == "weight":
+            one, other = (~chosen[name] for name in pair)
+            assert figures.overlap == pytest.approx(float((one & other).sum() / one.sum()), abs=1e-6)
+    if granularity == "channel" and scope == "layer":
+        pruned = {name: {layer: e.pruned for layer, e in found.dispersion[name].items()} for name in names}
+        assert pruned == chosen
+
+
 def test_interchangeable_names_the_cheaper(costly):
     tiny = TINY["cnn"]
     found = hfprune.similarity(tiny.build(), ["costly", "l1", "l2", "random"], data=tiny.batch(), granularity="weight")
@@ -191,6 +223,25 @@ def test_the_picture_is_written_whole(tmp_path, names):
     picture = imread(path)
     assert picture.shape[0] > 200 and picture.shape[1] > 400 and picture.std() > 0.05
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("name", list(criteria))
+def test_every_criterion_that_fits_can_be_compared(name, granularity):
+    tiny = TINY["cnn"]
+    given = {"granularity": granularity, "data": tiny.batch()}
+    if criteria[name].of_blocks or (getattr(criteria[name], "of_units", False) and granularity == "weight"):
+        with pytest.raises(ConfigError, match=f"'{name}' scores whole"):
+            hfprune.similarity(tiny.build(), [name], **given)
+        return
+    names = ["l1", name] if name != "l1" else ["l1", "l2"]
+    try:
+        found = hfprune.similarity(tiny.build(), names, **given)
+    except ConfigError as error:  # not every criterion has something to look at in every layer
+        assert f"'{name}' can't score" in str(error)
+        return
+    assert all(entry.pruned == round(0.5 * entry.units) for entry in found.dispersion[name].values())
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
