@@ -22,8 +22,10 @@ _PUBLIC = {
     "from_pretrained": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
     "run": "hfprune.pipeline",
+    "similarity": "hfprune.analysis",
+    "sensitivity": "hfprune.analysis",
 }
-_MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline")
+_MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline", "analysis")
 
 __all__ = [*_PUBLIC, "schedules"]
 

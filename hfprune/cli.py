@@ -107,6 +107,151 @@ def _write(path: Path, text: str) -> None:
         raise CheckpointError(f"--json: can't write to '{path}': {error.strerror}") from error
 
 
+_ModelArgument = Annotated[
+    str | None,
+    typer.Argument(help="As model.name in a recipe, with its weights; may be left out where --recipe names one."),
+]
+_WithRecipeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Take data, metric and, where none is named, the model from a recipe."),
+]
+_DataOption = Annotated[str | None, typer.Option("--data", help="As data.name in a recipe.")]
+_GranularityOption = Annotated[
+    list[str] | None,
+    typer.Option("--granularity", help="channel, head, neuron, width, weight or block:RxC; channel where it can be."),
+]
+_ShapeOption = Annotated[
+    str | None, typer.Option("--input-shape", metavar="3,32,32", help="One example's shape, for a module of your own.")
+]
+
+
+@app.command()
+def similarity(
+    model: _ModelArgument = None,
+    criteria: Annotated[str, typer.Option("--criteria", metavar="l1,l2,taylor", help="Those compared.")] = "l1,l2",
+    ratio: Annotated[float, typer.Option("--ratio", help="The fraction of the units that would go.")] = 0.5,
+    recipe: _WithRecipeOption = None,
+    data: _DataOption = None,
+    overrides: _SetOption = None,
+    granularity: _GranularityOption = None,
+    normalize: Annotated[
+        str, typer.Option("--normalize", help="What scores are divided by before groups are ranked together.")
+    ] = "mean",
+    input_shape: _ShapeOption = None,
+    output: Annotated[Path, typer.Option("--output", help="The folder of the JSON and the PNG.")] = Path(
+        "runs/similarity"
+    ),
+) -> None:
+    """Compare criteria: how alike they rank, whether they tell units apart, which layers they would empty."""
+    with _one_line_errors():
+        names = _listed("--criteria", criteria)
+        _quiet_libraries()
+        from hfprune.analysis import similarity as compare
+        from hfprune.analysis.setting import open_setting
+
+        at = open_setting(model, recipe, data, overrides)
+        example = _example(input_shape) if input_shape is not None else at.example_inputs
+        with _progress() as tell:
+            found = compare(
+                at.model,
+                names,
+                ratio,
+                granularity=_one_or_more(granularity),
+                normalize=normalize,
+                data=at.data,
+                example_inputs=example,
+                progress=tell,
+            )
+        texts = {"similarity.json": json.dumps(found.to_dict(), indent=2) + "\n"}
+        _show_analysis(found, output, texts, "similarity.png")
+
+
+@app.command()
+def sensitivity(
+    model: _ModelArgument = None,
+    ratios: Annotated[str, typer.Option("--ratios", metavar=".1,.3,.5", help="What is tried.")] = "0.1,0.3,0.5,0.7,0.9",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="The loss of the metric that is tolerated, as a fraction of it.")
+    ] = 0.02,
+    criterion: Annotated[str, typer.Option("--criterion", help="What chooses the units.")] = "l1",
+    recipe: _WithRecipeOption = None,
+    data: _DataOption = None,
+    overrides: _SetOption = None,
+    granularity: _GranularityOption = None,
+    input_shape: _ShapeOption = None,
+    output: Annotated[Path, typer.Option("--output", help="The folder of the JSON, the PNG and the YAML.")] = Path(
+        "runs/sensitivity"
+    ),
+) -> None:
+    """Measure a model after each layer or group alone is pruned; the ratios that it tolerates become a recipe's."""
+    with _one_line_errors():
+        fractions = _numbers("--ratios", ratios)
+        _quiet_libraries()
+        from hfprune.analysis import sensitivity as measure
+        from hfprune.analysis.setting import open_setting
+
+        at = open_setting(model, recipe, data, overrides)
+        if at.evaluate is None:
+            raise ConfigError("--data: nothing to measure the metric on; name the data, or give a --recipe")
+        example = _example(input_shape) if input_shape is not None else at.example_inputs
+        with _progress() as tell:
+            found = measure(
+                at.model,
+                at.evaluate,
+                metric=at.metric,
+                greater_is_better=at.greater_is_better,
+                ratios=fractions,
+                tolerance=tolerance,
+                criterion=criterion,
+                granularity=_one_or_more(granularity),
+                data=at.data,
+                example_inputs=example,
+                progress=tell,
+            )
+        texts = {"sensitivity.json": json.dumps(found.to_dict(), indent=2) + "\n", "per_layer.yaml": found.to_yaml()}
+        _show_analysis(found, output, texts, "sensitivity.png")
+
+
+def _show_analysis(found: Any, folder: Path, texts: dict[str, str], picture: str) -> None:
+    """Prints the tables and leaves the files."""
+    from hfprune.checkpoint.files import side_folder, write_text
+
+    Console(width=None if sys.stdout.isatty() else 120).print(found.table(), highlight=False)
+    with side_folder(folder) as side:
+        for name, text in texts.items():
+            write_text(side / name, text)
+        found.plot(side / picture)
+    typer.echo(f"\nsaved to {folder}: {', '.join([*texts, picture])}")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on the error output of a terminal; what it gives is told of every step."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def _listed(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"{option}: none given")
+    return names
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in _listed(option, text)]
+    except ValueError:
+        raise ConfigError(f"{option}: '{text}' must be numbers with commas, e.g. 0.1,0.3,0.5") from None
+
+
+def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
+    return granularity[0] if granularity and len(granularity) == 1 else granularity or None
+
+
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]) -> None:
     """Check every tensor of a checkpoint against its recorded sparsity."""

@@ -22,7 +22,8 @@ from hfprune.masks import MaskSet
 from hfprune.originals import Originals
 from hfprune.profiling import example_batch
 from hfprune.selection import LayerScores, pattern_candidates, select, select_each, select_rows
-from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights
+from hfprune.units import block_sums, count_units, expand
+from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights, scorable
 
 
 class Pruner:
@@ -53,7 +54,7 @@ class Pruner:
             for name in self.weights
             if (pattern := pattern_for(name, config.per_layer)) is not None
         }
-        self.units = {name: self._count_units(weight) for name, weight in self.weights.items()}
+        self.units = {name: count_units(weight, self.shape) for name, weight in self.weights.items()}
         self._check_reachable()
 
     @property
@@ -67,8 +68,9 @@ class Pruner:
         return self.criterion.layerwise and self.shape.kind in ("weight", "n:m")
 
     @property
-    def _by_row(self) -> bool:
-        return self.criterion.by_row and self.shape.kind == "weight" and not self.visits
+    def by_row(self) -> bool:
+        """Whether weights are compared within their output row, of which every one loses the same number."""
+        return self.criterion.by_row and self.shape.kind == "weight"
 
     @property
     def total_units(self) -> int:
@@ -113,28 +115,19 @@ class Pruner:
                     return self.visit(target, masks, originals, data=data, loss=loss)
                 finally:
                     originals.restore()
-        example = None
-        if set(self.criterion.statistics) & set(WITHOUT_DATA):
-            if hasattr(data, "__next__"):  # looking at the first batch must not lose it
-                data = list(itertools.islice(data, self.criterion.batches))
-            given = example_inputs_of(data) if example_inputs is None else example_inputs
-            example = example_batch(self.model, given)
-        statistics = gather(
-            self.criterion, self.model, self.weights, data, loss=loss, history=history, example_inputs=example,
-            progress=progress,
-        )  # fmt: skip
+        given = {"data": data, "loss": loss, "history": history, "progress": progress}
+        statistics = self._statistics(example_inputs, given)
         masks = masks or MaskSet({})
         if self.shape.kind == "n:m":
             gone = self._select_pattern(target, masks, statistics)
-        elif self._by_row:
+        elif self.by_row:
             gone = self._select_rows(target, masks, statistics)
         else:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
             gone = self._select_units(target, layers)
             self._warn_of_equal(layers, gone)
         kept = {name: mask for name, mask in masks.kept.items() if name not in gone}
-        for name in list(gone):
-            mask = self._expand(self.weights[name], gone.pop(name).logical_not_())
+        for name, mask in self.masks_of(gone).kept.items():
             before = masks.gone(name)
             kept[name] = mask if before is None else mask & ~before
         return MaskSet({name: kept[name] for name in self.weights if name in kept} | kept, self.pattern)
@@ -183,25 +176,50 @@ class Pruner:
         bounds = {name: max(self._limit(name), already.get(name, 0)) for name in counts}
         return {name: Goal(min(max(count, already.get(name, 0)), bounds[name])) for name, count in counts.items()}
 
+    def masks_of(self, gone: dict[str, torch.Tensor]) -> MaskSet:
+        """The masks that hold these units at zero; the tensors are used up.
+
+        Args:
+            gone: weight name to a bool tensor, true for a unit that goes: of N:M in the weight's shape with the input
+                dimension last, else flat.
+        """
+        kept = {name: expand(self.weights[name], gone.pop(name).logical_not_(), self.shape) for name in list(gone)}
+        return MaskSet(kept, self.pattern)
+
+    def layer_scores(
+        self, *, data: Any = None, loss: LossFunction | None = None, example_inputs: Any = None
+    ) -> list[LayerScores]:
+        """The scores of every layer's units, the model taken as it is; nothing is selected.
+
+        Args:
+            data, loss, example_inputs: as in `select`.
+        """
+        if self.visits and not self.criterion.statistics:
+            name = self.criterion.name
+            raise ConfigError(f"pruning.criterion: '{name}' has no scores but while it prunes; it can't be compared")
+        statistics = self._statistics(example_inputs, {"data": data, "loss": loss})
+        nothing = MaskSet({})
+        return [self._layer_scores(weight, nothing, statistics[name]) for name, weight in self.weights.items()]
+
     def gone(self, masks: MaskSet) -> int:
         """How many units the masks hold at zero; of blocks only whole ones count."""
         count = 0
         for name, weight in self.weights.items():
             gone = masks.gone(name)
             if gone is not None and self.shape.kind == "block":
-                count += int((self._block_sums(weight, (~gone).float()) == 0).sum())
+                count += int((block_sums(weight, (~gone).float(), self.shape) == 0).sum())
             elif gone is not None:
                 count += min(int(gone.sum()), self.units[name])
         return count
 
-    def _count_units(self, weight: Weight) -> int:
-        if self.shape.kind == "n:m":
-            width = weight.parameter.shape[weight.input_dim] if weight.parameter.ndim else 1
-            return weight.parameter.numel() // width * (width // self.shape.group * self.shape.group)
-        if self.shape.kind == "block":
-            rows, cols = weight.as_matrix(weight.parameter.detach()).shape
-            return math.ceil(rows / self.shape.rows) * math.ceil(cols / self.shape.cols)
-        return weight.parameter.numel()
+    def _statistics(self, example_inputs: Any, given: dict[str, Any]) -> dict[str, tuple[torch.Tensor, ...]]:
+        example = None
+        if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            if hasattr(given["data"], "__next__"):  # looking at the first batch must not lose it
+                given = given | {"data": list(itertools.islice(given["data"], self.criterion.batches))}
+            example_inputs = example_inputs_of(given["data"]) if example_inputs is None else example_inputs
+            example = example_batch(self.model, example_inputs)
+        return gather(self.criterion, self.model, self.weights, **given, example_inputs=example)
 
     def _check_reachable(self) -> None:
         if self.total_units == 0:
@@ -221,13 +239,14 @@ class Pruner:
                 f"pruning.target.ratio: {self.config.ratio} can't be reached with min_kept {self.config.min_kept}; "
                 f"at most {reachable}"
             )
-        if self.config.scope == "layer" or self._by_row:
+        by_row = self.by_row and not self.visits
+        if self.config.scope == "layer" or by_row:
             for name in rest:
                 if round(self.config.ratio * self.units[name]) > self._limit(name):
                     raise ConfigError(
                         f"pruning.min_kept: {self.config.min_kept} keeps more of '{name}' ({self.units[name]} units) "
                         f"than the ratio {self.config.ratio} does; use "
-                        + ("a smaller one" if self._by_row else "scope: global, or a smaller one")
+                        + ("a smaller one" if by_row else "scope: global, or a smaller one")
                     )
         if self.shape.kind == "block":
             self._check_blocks()
@@ -283,28 +302,14 @@ class Pruner:
         self, target: float, masks: MaskSet, statistics: dict[str, tuple[torch.Tensor, ...]]
     ) -> dict[str, torch.Tensor]:
         """The same number of weights of every output row, in every layer by the same ratio."""
-        gone, totals = {}, self._row_totals(target, masks)
+        gone = {}
+        goals = self._goals(target, {name: before for name in self.weights if (before := masks.gone(name)) is not None})
         for name, weight in self.weights.items():
             scores = weight.as_matrix(self._terms(weight, statistics[name], finish=True))
             before = masks.gone(name)
-            chosen = select_rows(scores, totals[name], None if before is None else weight.as_matrix(before))
+            chosen = select_rows(scores, goals[name].count, None if before is None else weight.as_matrix(before))
             gone[name] = weight.from_matrix(chosen).contiguous()
         return gone
-
-    def _row_totals(self, target: float, masks: MaskSet) -> dict[str, int]:
-        """How many weights of each layer are to be gone; under scope `global` they add up to the exact total."""
-        already = {name: int(gone.sum()) if (gone := masks.gone(name)) is not None else 0 for name in self.weights}
-        totals = {name: max(self._own_count(name, target), already[name]) for name in self.own_ratio}
-        rest = [name for name in self.weights if name not in self.own_ratio]
-        if self.config.scope == "layer":
-            return totals | {name: max(self._layer_count(name, target), already[name]) for name in rest}
-        shares = {name: target * self.units[name] for name in rest}
-        counts = {name: max(math.floor(share), already[name]) for name, share in shares.items()}
-        more = round(sum(shares.values())) - sum(counts.values())
-        room = [name for name in rest if counts[name] < min(math.ceil(shares[name]), self._limit(name))]
-        for name in sorted(room, key=lambda name: counts[name] - shares[name])[: max(0, more)]:  # largest remainder
-            counts[name] += 1
-        return totals | counts
 
     def _warn_of_equal(self, layers: list[LayerScores], gone: dict[str, torch.Tensor]) -> None:
         """Says where a layer goes as a whole, and where its scores tell nothing apart."""
@@ -312,7 +317,7 @@ class Pruner:
         newly = {layer.name: int(gone[layer.name].sum()) for layer in layers}
         open_layers = [layer for layer in layers if newly[layer.name] > layer.already]
         emptied = [layer.name for layer in open_layers if newly[layer.name] == layer.units]
-        alike = [layer.name for layer in open_layers if layer.name not in emptied and _all_equal(layer)]
+        alike = [layer.name for layer in open_layers if layer.name not in emptied and layer.all_equal()]
         for found, what in ((emptied, "removes all of"), (alike, "tells nothing apart in")):
             if found:
                 more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -347,7 +352,7 @@ class Pruner:
 
     def _terms(self, weight: Weight, statistics: tuple[torch.Tensor, ...], finish: bool = False) -> torch.Tensor:
         """The terms of a whole layer, in the weight's shape."""
-        value = _scorable(weight.parameter.detach())
+        value = scorable(weight.parameter.detach())
         terms = self.criterion.terms(weight.name, value, *statistics)
         if not torch.isfinite(terms).all():
             raise ModelError(
@@ -365,9 +370,9 @@ class Pruner:
         name, parameter = weight.name, weight.parameter.detach()
         gone = masks.gone(name)
         if self.shape.kind == "block":
-            scores = self.criterion.finish(self._block_sums(weight, self._terms(weight, statistics)))
+            scores = self.criterion.finish(block_sums(weight, self._terms(weight, statistics), self.shape))
             if gone is not None:
-                gone = self._block_sums(weight, (~gone).float()) == 0
+                gone = block_sums(weight, (~gone).float(), self.shape) == 0
         elif not self.criterion.pointwise or not parameter.is_contiguous():
             scores = self._terms(weight, statistics, finish=True).reshape(-1)
         else:
@@ -376,7 +381,7 @@ class Pruner:
             checked: set[int] = set()
 
             def scores_of(start: int, stop: int) -> torch.Tensor:
-                part = _scorable(flat[start:stop])
+                part = scorable(flat[start:stop])
                 terms = self.criterion.terms(name, part, *(s[start:stop] for s in parts))
                 scores = self.criterion.finish(terms)
                 if start not in checked:  # selection looks at every part several times
@@ -389,44 +394,3 @@ class Pruner:
             scores_of = lambda start, stop, scores=scores: scores[start:stop]  # noqa: E731
         gone = None if gone is None else gone.reshape(-1)
         return LayerScores(name, self.units[name], scores_of, gone=gone, limit=self._limit(name))
-
-    def _block_sums(self, weight: Weight, tensor: torch.Tensor) -> torch.Tensor:
-        """Sums over the blocks of a weight-shaped tensor, flat; one cut off by the edge counts as if it were whole."""
-        matrix = weight.as_matrix(tensor)
-        rows, cols = self.shape.rows, self.shape.cols
-        padded = nn.functional.pad(matrix, (0, -matrix.shape[1] % cols, 0, -matrix.shape[0] % rows))
-        high, wide = padded.shape[0] // rows, padded.shape[1] // cols
-        sums = padded.view(high, rows, wide, cols).sum((1, 3))
-        tall = torch.full((high, 1), float(rows), device=sums.device)
-        broad = torch.full((1, wide), float(cols), device=sums.device)
-        tall[-1], broad[0, -1] = matrix.shape[0] - (high - 1) * rows, matrix.shape[1] - (wide - 1) * cols
-        return (sums * (rows * cols / (tall * broad)).to(sums.dtype)).reshape(-1)
-
-    def _expand(self, weight: Weight, units: torch.Tensor) -> torch.Tensor:
-        """From a value a unit to a value an element, in the weight's shape."""
-        shape = weight.parameter.shape
-        if self.shape.kind == "n:m":
-            return units.movedim(-1, weight.input_dim).contiguous()
-        if self.shape.kind == "weight":
-            return units.view(shape)
-        height, width = weight.as_matrix(weight.parameter.detach()).shape
-        blocks = units.view(-(-height // self.shape.rows), -1)
-        matrix = blocks.repeat_interleave(self.shape.rows, 0).repeat_interleave(self.shape.cols, 1)
-        return weight.from_matrix(matrix[:height, :width]).contiguous()
-
-
-def _all_equal(layer: LayerScores) -> bool:
-    """Whether all open units of a layer have one score; it looks no further than it must."""
-    first: torch.Tensor | None = None
-    for _, _, _, scores in layer.chunks(torch.float64):
-        if not len(scores):
-            continue
-        first = scores[0] if first is None else first
-        if not bool((scores == first).all()):
-            return False
-    return layer.units - layer.already > 1
-
-
-def _scorable(value: torch.Tensor) -> torch.Tensor:
-    """The value in at least single precision: half formats would tie and overflow."""
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()

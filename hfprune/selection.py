@@ -54,6 +54,17 @@ class LayerScores:
         able = self.units if self.candidates is None else int(self.candidates.sum())
         return max(self.already, able if self.limit is None else min(able, self.limit))
 
+    def all_equal(self) -> bool:
+        """Whether all open units have one score; it looks no further than it must."""
+        first: torch.Tensor | None = None
+        for _, _, _, scores in self.chunks(torch.float64):
+            if not len(scores):
+                continue
+            first = scores[0] if first is None else first
+            if not bool((scores == first).all()):
+                return False
+        return self.units - self.already > 1
+
     def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
         """Ranges of units: start, stop, which of them are open (None: all), and the scores of the open ones."""
         for start in range(0, self.units, CHUNK):

@@ -82,6 +82,9 @@ def prunable_weights(
                 chosen[name] = Weight(name, parameter, default[id(parameter)])
         elif include is not None and any(_names(alias, pattern) for alias in aliases for pattern in include):
             chosen[name] = Weight(name, parameter, _input_dim(model, name, parameter))
+    if not chosen and include is None and not ignore:
+        kind = type(model).__name__
+        raise ConfigError(f"{kind} has no weights of linear maps or convolutions, which leaves nothing to prune")
     if not chosen:
         key, value = ("include", include) if include is not None else ("ignore", ignore)
         raise ConfigError(f"pruning.{key}: {value} leaves nothing to prune")
@@ -212,3 +215,8 @@ def _input_dim(model: nn.Module, name: str, parameter: nn.Parameter) -> int:
         if candidate is parameter:
             return dim
     return parameter.ndim - 1
+
+
+def scorable(value: torch.Tensor) -> torch.Tensor:
+    """The value in at least single precision: half formats would tie and overflow."""
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()

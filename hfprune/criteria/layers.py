@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hfprune.errors import ConfigError
-from hfprune.weights import Weight, is_transposed_linear
+from hfprune.weights import Weight, is_transposed_linear, scorable
 
 CONVOLUTIONS = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}
 
@@ -73,9 +73,7 @@ class Layer:
         Args:
             inputs: what the module was called with; for linear layers any shape with the features last.
         """
-        inputs = inputs.detach()
-        if inputs.dtype not in (torch.float32, torch.float64):
-            inputs = inputs.float()
+        inputs = scorable(inputs.detach())
         if not isinstance(self.module, _ConvNd):
             return inputs.reshape(1, -1, inputs.shape[-1])
         dims = len(self.module.kernel_size)

@@ -258,9 +258,7 @@ class _Visit:
             raise ModelError(f"{criterion} can't score '{name}': it took no part in any calibration batch; "
                              f"name it in `ignore`, or give batches that reach it")  # fmt: skip
         if not torch.isfinite(mean).all() or not torch.isfinite(matrices).all():
-            raise ModelError(
-                f"{criterion} can't score '{name}': it or what it is given holds numbers that are not finite"
-            )
+            raise ModelError(f"{criterion} can't score '{name}': it, or what it is given, is not finite")
         before = layer.to_matrices(self.gone[name]) if name in self.gone else None
         gone, values = self.criterion.prune_layer(layer, matrices, mean, before, self.goals[name])
         self.originals.keep(parameter)

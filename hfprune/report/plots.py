@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hfprune.checkpoint.files import whole_file
+from hfprune.report.canvas import BLUE, GREY, INK, ORANGE, drawing, short_name, write_png
 from hfprune.report.tables import GONE, is_fraction, main_metric, metrics, title
 
-BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9702b", "#8a8f98", "#24292f"
 KINDS = {"head": ORANGE, "head_dim": ORANGE, "neuron": BLUE, "width": "#4f9d69", "channel": "#7a5ea8"}
 PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
@@ -31,13 +28,13 @@ def sparsity_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     values = [100 * entry["zeros"] / max(1, entry["numel"]) for entry in entries.values()]
     count = max(1, len(names))
     height = min(1.5 + 0.24 * count, 24.0)
-    label_width = 0.075 * max((len(_short(name)) for name in names), default=0)
-    figure, axes = _figure(6.2 + label_width, height)
+    label_width = 0.075 * max((len(short_name(name)) for name in names), default=0)
+    figure, axes = drawing(6.2 + label_width, height)
     axes.barh(range(len(names)), values, height=0.72, color=BLUE, zorder=2)
     axes.set_ylim(len(names) - 0.4, -0.6)
     every = max(1, -(-count // 120))
     size = 8 if count <= 90 else 7
-    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=size)
+    axes.set_yticks(range(0, len(names), every), [short_name(name) for name in names[::every]], fontsize=size)
     axes.tick_params(axis="y", length=0)
     zeros, numel = (sum(entry[key] for entry in entries.values()) for key in ("zeros", "numel"))
     overall = 100 * zeros / max(1, numel)
@@ -51,7 +48,7 @@ def sparsity_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8, zorder=0)
     axes.set_xlabel("zeros")
     axes.set_title(f"Zeros by tensor   (dashed: {overall:.1f} % of all {numel:,} values)", loc="left")
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def units_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -64,8 +61,8 @@ def units_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     names = list(groups)
     values = [100 * group["kept"] / max(1, group["units"]) for group in groups.values()]
     count = max(1, len(names))
-    label_width = 0.075 * max((len(_short(name)) for name in names), default=0)
-    figure, axes = _figure(6.6 + label_width, min(1.7 + 0.26 * count, 24.0))
+    label_width = 0.075 * max((len(short_name(name)) for name in names), default=0)
+    figure, axes = drawing(6.6 + label_width, min(1.7 + 0.26 * count, 24.0))
     kinds = list(dict.fromkeys(group["kind"] for group in groups.values()))
     axes.barh(range(len(names)), [100] * len(names), height=0.72, color="#eceff3", zorder=1)
     for kind in kinds:
@@ -74,7 +71,7 @@ def units_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         axes.barh(rows, [values[row] for row in rows], height=0.72, color=color, zorder=2, label=f"{kind}s")
     axes.set_ylim(len(names) - 0.4, -0.6)
     every = max(1, -(-count // 120))
-    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]])
+    axes.set_yticks(range(0, len(names), every), [short_name(name) for name in names[::every]])
     axes.tick_params(axis="y", length=0, labelsize=8 if count <= 90 else 7)
     if count <= 60:
         for index, group in enumerate(groups.values()):
@@ -87,7 +84,7 @@ def units_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.set_title(f"Units kept by group   ({after:,} of {before:,})", loc="left")
     if len(kinds) > 1:
         axes.legend(frameon=False, fontsize=8.5, ncols=4, loc="lower right", bbox_to_anchor=(1.01, 0.99))
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -103,7 +100,7 @@ def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     before = [metrics(step.get("metric_before")).get(name) for _, step in points]
     after = [metrics(step.get("metric")).get(name) for _, step in points]
     scale = 100 if is_fraction(name, [dense, *before, *after]) else 1
-    figure, axes = _figure(7.2, 4.4)
+    figure, axes = drawing(7.2, 4.4)
     place = (0.0, None if dense is None else dense * scale)
     if dense is not None:
         axes.axhline(place[1], color=GREY, linewidth=1.1, linestyle=":", zorder=1, label="dense")
@@ -135,18 +132,7 @@ def trajectory_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.set_title(f"{title(name).capitalize()} along the pruning steps", loc="left")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper left", bbox_to_anchor=(-0.01, -0.15))
-    return _write(figure, path)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=8.5)
-    axes.title.set_fontsize(10.5)
-    return figure, axes
+    return write_png(figure, path)
 
 
 def _segment(axes: Axes, start: tuple, end: tuple, style: str) -> None:
@@ -162,19 +148,5 @@ def _points(axes: Axes, points: list, values: list, scale: int, color: str, mark
         axes.plot(*zip(*known, strict=True), marker, color=color, markersize=6.5, zorder=3, label=label)
 
 
-def _short(name: str, most: int = 48) -> str:
-    """A tensor's name without `.weight`; the middle of a very long one is left out."""
-    name = name.removesuffix(".weight")
-    half = most // 2 - 1
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
-
-
 def _paper() -> dict[str, Any]:
     return {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-
-
-def _write(figure: Figure, path: str | os.PathLike) -> Path:
-    path = Path(path)
-    with whole_file(path) as side:
-        figure.savefig(side, format="png")
-    return path

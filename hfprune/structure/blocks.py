@@ -23,7 +23,7 @@ from hfprune.structure.groups import Structure
 from hfprune.structure.identities import Value
 from hfprune.structure.proof import compare, reference
 from hfprune.structure.surgery import Journal
-from hfprune.weights import Weight
+from hfprune.weights import Weight, scorable
 
 _PASSED = (
     "add",
@@ -109,8 +109,7 @@ def score_blocks(
         for name, weight in block.weights(structure.model).items():
             if name not in statistics:  # it took no part in any calibration batch
                 continue
-            value = weight.parameter.detach()
-            terms = criterion.terms(name, value.float() if value.dtype != torch.float64 else value, *statistics[name])
+            terms = criterion.terms(name, scorable(weight.parameter.detach()), *statistics[name])
             total, count = total + terms.double().sum().cpu(), count + terms.numel()
         scores.append(float(criterion.finish(total / max(1, count))))
         if not count or not math.isfinite(scores[-1]):

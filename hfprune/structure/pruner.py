@@ -35,7 +35,7 @@ from hfprune.structure.removal import remove
 from hfprune.structure.scores import score_groups, scored_members, scored_weights
 from hfprune.structure.surgery import Journal
 from hfprune.structure.trial import NOT_RUNNING, without_impossible
-from hfprune.weights import check_pattern
+from hfprune.weights import Weight, check_pattern
 
 
 class StructuredPruner:
@@ -167,17 +167,30 @@ class StructuredPruner:
         """
         if self._stale:
             self._look()
-        weights = scored_weights(self.model, self.groups.values(), self.criterion)
+        weights = self.scored()
         for block in self.blocks if "layer" in self.config.granularities else ():
             weights |= block.weights(self.model)
-        example = None
-        if set(self.criterion.statistics) & set(WITHOUT_DATA):
-            example = example_batch(self.model, self.example_inputs)
-        statistics = gather(
-            self.criterion, self.model, weights, data, loss=loss, history=history, example_inputs=example,
-            progress=progress, partial=True,
-        )  # fmt: skip
+        given = {"data": data, "loss": loss, "history": history, "progress": progress}
+        statistics = self._statistics(self.model, weights, given)
         return self.decide(target, statistics, data)
+
+    def scored(self) -> dict[str, Weight]:
+        """The parameters that the criterion scores the groups by."""
+        return scored_weights(self.model, self.groups.values(), self.criterion)
+
+    def scores(
+        self, *, data: Any = None, loss: LossFunction | None = None, model: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The score of every unit of the model as it is, by group name, as they are ranked for a ratio.
+
+        Args:
+            data, loss: for criteria that need them (`criteria.calibration.gather`).
+            model: one of the same structure with other values, to be scored in its place.
+        """
+        model, groups, config = model or self.model, self.groups.values(), self.config
+        weights = scored_weights(model, groups, self.criterion)
+        statistics = self._statistics(model, weights, {"data": data, "loss": loss})
+        return score_groups(model, groups, self.criterion, statistics, config.reduction, config.normalize)
 
     def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
         """The choice that these statistics of the weights lead to."""
@@ -250,6 +263,14 @@ class StructuredPruner:
         self._stale = True
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _statistics(
+        self, model: nn.Module, weights: dict[str, Weight], given: dict[str, Any]
+    ) -> dict[str, tuple[torch.Tensor, ...]]:
+        example = None
+        if set(self.criterion.statistics) & set(WITHOUT_DATA):
+            example = example_batch(model, self.example_inputs)
+        return gather(self.criterion, model, weights, **given, example_inputs=example, partial=True)
 
     def _carry_out(self, choice: Choice, target: float, given: dict[str, Any]) -> Choice:
         before, done = copy.deepcopy(self.plan), len(self._journals)

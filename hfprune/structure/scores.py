@@ -13,7 +13,7 @@ from torch import nn
 from hfprune.criteria.criterion import Criterion
 from hfprune.errors import ConfigError, ModelError
 from hfprune.structure.groups import CoupledGroup, GroupMember
-from hfprune.weights import Weight, layer_weights, norm_scales
+from hfprune.weights import Weight, layer_weights, norm_scales, scorable
 
 _MISSING = {
     "layers": "has no weight of a linear layer or convolution",
@@ -109,9 +109,7 @@ def score_groups(
     parts = {name: torch.empty(count, units[name], dtype=torch.float64) for name, count in counts.items()}
     rows = {name: iter(part) for name, part in parts.items()}
     for name, members in wanted.items():  # the terms of one tensor at a time are held
-        value = parameters[name].detach()
-        if value.dtype not in (torch.float32, torch.float64):
-            value = value.float()
+        value = scorable(parameters[name].detach())
         for member, score in _unit_scores(criterion, name, value, statistics[name], members):
             next(rows[member.group]).copy_(score)
     scores = {}

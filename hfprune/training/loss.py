@@ -22,7 +22,7 @@ class LossTrainer(Trainer):
         self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
     ):
         args = copy.copy(args) if args is not None else TrainingArguments(output_dir="tmp_trainer")
-        self.plain_module = isinstance(model, nn.Module) and _takes_no_labels(model)
+        self.plain_module = isinstance(model, nn.Module) and takes_no_labels(model)
         if self.plain_module:
             # The names of the inputs are the module's own affair: they are passed by position.
             args.remove_unused_columns = False
@@ -45,7 +45,7 @@ class LossTrainer(Trainer):
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
 
-def _takes_no_labels(model: nn.Module) -> bool:
+def takes_no_labels(model: nn.Module) -> bool:
     """Whether a module only maps inputs to outputs."""
     if isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
         return False

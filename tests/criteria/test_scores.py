@@ -11,6 +11,7 @@ from hfprune.criteria import create
 from hfprune.criteria.calibration import gather, mean_gradients
 from hfprune.errors import ConfigError
 from hfprune.pruner import Pruner
+from hfprune.units import block_sums
 from hfprune.weights import prunable_weights
 from tests.support.models import CNN, MLP, images, vectors
 
@@ -85,7 +86,7 @@ def unit_scores(model, name, granularity, data):
     for key, weight in pruner.weights.items():
         terms = pruner.criterion.terms(key, weight.parameter.detach(), *statistics[key])
         if granularity != "weight":
-            terms = pruner._block_sums(weight, terms)
+            terms = block_sums(weight, terms, pruner.shape)
         found[key] = pruner.criterion.finish(terms)
     return found
 
