@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from hfprune.criteria.calibration import batches_of, run_forward, to_device
+from hfprune.criteria.calibration.running import Calibration, Progress, accumulate
 from hfprune.criteria.criterion import Criterion
 from hfprune.errors import ConfigError, ModelError
 from hfprune.profiling import FORWARD_FAILURES
@@ -99,10 +98,11 @@ def score_blocks(
     criterion: Criterion,
     statistics: dict[str, Any],
     data: Any = None,
+    progress: Progress | None = None,
 ) -> list[float]:
     """One score a block; the lowest go first. Criteria of weights: the mean of their terms over the block's weights."""
     if criterion.of_blocks:
-        return _influence(structure.model, blocks, criterion, data)
+        return _influence(structure.model, blocks, criterion, data, progress) if blocks else []
     scores = []
     for block in blocks:
         total, count = torch.zeros((), dtype=torch.float64), 0
@@ -234,11 +234,15 @@ def _set_counts(model: nn.Module, paths: list[str], journal: Journal) -> dict[st
     return changes
 
 
-def _influence(model: nn.Module, blocks: list[ResidualBlock], criterion: Criterion, data: Any) -> list[float]:
-    """1 - cos(hidden in, hidden out), averaged over positions and batches (ShortGPT, arXiv 2403.03853)."""
+def _influence(
+    model: nn.Module, blocks: list[ResidualBlock], criterion: Criterion, data: Any, progress: Progress | None
+) -> list[float]:
+    """1 - cos(hidden in, hidden out), averaged over positions, batches and processes (ShortGPT, arXiv 2403.03853)."""
     if data is None:
         raise ConfigError("pruning.criterion: 'block_influence' looks at activations and needs data")
-    sums = [[0.0, 0] for _ in blocks]
+    weights = {name: weight for block in blocks for name, weight in block.weights(model).items()}
+    calibration = Calibration(model, weights, data, criterion.batches, progress=progress)
+    sums = torch.zeros(len(blocks), 2, dtype=torch.float64, device=calibration.device)
 
     def watch(index: int):
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -246,25 +250,27 @@ def _influence(model: nn.Module, blocks: list[ResidualBlock], criterion: Criteri
             after = output[0] if isinstance(output, tuple) else output
             dim = 1 if before.ndim == 4 else -1
             cos = nn.functional.cosine_similarity(before.float(), after.float(), dim=dim)
-            sums[index][0] += float((1 - cos).double().sum())
-            sums[index][1] += cos.numel()
+            sums[index, 0] += (1 - cos).double().sum()
+            sums[index, 1] += cos.numel()
 
         return hook
+
+    def add(batch: Any, number: int) -> int:
+        calibration.forward(batch)
+        return 1
 
     hooks = [
         model.get_submodule(block.path).register_forward_hook(watch(i), with_kwargs=True)
         for i, block in enumerate(blocks)
     ]
-    device = next(model.parameters()).device
     try:
         with evaluating(model), torch.no_grad():
-            for batch in itertools.islice(batches_of(data), criterion.batches):
-                run_forward(model, to_device(batch, device))
+            accumulate(calibration, "influence of blocks", add, [sums])
     finally:
         for hook in hooks:
             hook.remove()
-    for block, (total, count) in zip(blocks, sums, strict=True):
+    for block, (total, count) in zip(blocks, sums.tolist(), strict=True):
         if not count or not math.isfinite(total):
             what = "gave a score that is not finite in" if count else "can't score what took no part in any batch:"
             raise ModelError(f"pruning.criterion: 'block_influence' {what} '{block.path}'")
-    return [total / count for total, count in sums]
+    return [total / count for total, count in sums.tolist()]

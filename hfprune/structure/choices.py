@@ -10,7 +10,6 @@ import torch
 
 from hfprune.errors import ConfigError
 from hfprune.profiling import measure
-from hfprune.structure.blocks import score_blocks
 from hfprune.structure.candidates import candidates
 from hfprune.structure.removal import remove
 from hfprune.structure.targets import Selection, Solver, solve
@@ -168,7 +167,7 @@ def milliseconds(pruner: StructuredPruner) -> float:
     return measure(pruner.model, pruner.example_inputs, (batch,), repeats=7).latency_ms[batch]
 
 
-def choose_blocks(pruner: StructuredPruner, target: float, statistics: Any, data: Any) -> list[str]:
+def choose_blocks(pruner: StructuredPruner, target: float, scores: list[float]) -> list[str]:
     """The paths of the blocks that go.
 
     Blocks alone carry the whole target. Together with other granularities and a target of parameters, multiplications
@@ -186,7 +185,6 @@ def choose_blocks(pruner: StructuredPruner, target: float, statistics: Any, data
     if pruner.measured != "ratio":
         now = pruner.structure.costs.params() if pruner.measured == "params" else pruner.structure.costs.macs()
     excess = now - (1 - target) * dense
-    scores = score_blocks(pruner.structure, pruner.blocks, pruner.criterion, statistics, data)
     order = sorted(range(len(pruner.blocks)), key=lambda index: (scores[index], index))
     left = {path: len(pruner.model.get_submodule(path)) for path in {b.container for b in pruner.blocks}}
     chosen = []

@@ -16,7 +16,7 @@ from hfprune.criteria.calibration import LossFunction, Progress, gather
 from hfprune.criteria.criterion import WITHOUT_DATA
 from hfprune.errors import ConfigError, ModelError
 from hfprune.profiling import example_batch
-from hfprune.structure.blocks import ResidualBlock, drop_blocks, find_blocks
+from hfprune.structure.blocks import ResidualBlock, drop_blocks, find_blocks, score_blocks
 from hfprune.structure.choices import (
     Choice,
     Dense,
@@ -172,7 +172,8 @@ class StructuredPruner:
             weights |= block.weights(self.model)
         given = {"data": data, "loss": loss, "history": history, "progress": progress}
         statistics = self._statistics(self.model, weights, given)
-        return self.decide(target, statistics, data)
+        blocks = score_blocks(self.structure, self.blocks, self.criterion, statistics, data, progress)
+        return self.decide(target, statistics, blocks)
 
     def scored(self) -> dict[str, Weight]:
         """The parameters that the criterion scores the groups by."""
@@ -192,20 +193,20 @@ class StructuredPruner:
         statistics = self._statistics(model, weights, {"data": data, "loss": loss})
         return score_groups(model, groups, self.criterion, statistics, config.reduction, config.normalize)
 
-    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
-        """The choice that these statistics of the weights lead to."""
-        blocks = choose_blocks(self, target, statistics, data)
+    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], scores: list[float]) -> Choice:
+        """The choice that these statistics of the weights, and scores of the blocks, lead to."""
+        blocks = choose_blocks(self, target, scores)
         if not self.groups:
             return blocks_alone(self, target, blocks)
-        scores = score_groups(
+        units = score_groups(
             self.model, self.groups.values(), self.criterion, statistics, self.config.reduction, self.config.normalize
         )
-        self._warn_of_equal(scores)
+        self._warn_of_equal(units)
         if self.measured == "ratio":
-            return by_ratio(self, target, scores, blocks)
+            return by_ratio(self, target, units, blocks)
         if self.measured == "latency":
-            return by_latency(self, 1 - target, scores, blocks)
-        return by_cost(self, self.measured, 1 - target, scores, blocks)
+            return by_latency(self, 1 - target, units, blocks)
+        return by_cost(self, self.measured, 1 - target, units, blocks)
 
     def apply(self, choice: Choice) -> None:
         """Removes what was chosen, either units or blocks, and proves it; or changes nothing.

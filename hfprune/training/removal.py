@@ -200,18 +200,18 @@ class AgreedPruner(StructuredPruner):
             found = super().targets()
         return found
 
-    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], data: Any = None) -> Choice:
-        if self.measured != "latency" and not self.criterion.of_blocks:
-            choice = super().decide(target, statistics, data)
+    def decide(self, target: float, statistics: dict[str, tuple[torch.Tensor, ...]], scores: list[float]) -> Choice:
+        if self.measured != "latency":
+            choice = super().decide(target, statistics, scores)
             if len(set(gather_object([_digest(choice)]))) > 1:
                 raise ModelError("the processes chose different units: their weights or scores differ; "
                                  "nothing was removed")  # fmt: skip
             return choice
-        # Every process would time and score something else: the first one decides for all.
+        # Every process would time something else: the first one decides for all.
         decided: Choice | ConfigError | ModelError | None = None
         if PartialState().is_main_process:
             try:
-                decided = super().decide(target, statistics, data)
+                decided = super().decide(target, statistics, scores)
             except (ConfigError, ModelError) as error:
                 decided = error
         decided, self.dense.latency = _of_the_first((decided, self.dense.latency))

@@ -14,11 +14,12 @@ from hfprune.criteria.calibration import gather
 from hfprune.criteria.calibration.second import signs
 from hfprune.criteria.geometry import geometric_median
 from hfprune.pruner import Pruner
+from hfprune.structure.blocks import find_blocks, score_blocks
 from hfprune.structure.groups import analyse
 from hfprune.structure.scores import score_groups, scored_weights
 from hfprune.weights import prunable_weights
 from tests.support import references
-from tests.support.models import CLASSES, CNN, MLP, Convolutions, bert, gpt2, images, texts, tokens, vectors
+from tests.support.models import CLASSES, CNN, MLP, TINY, Convolutions, bert, gpt2, images, texts, tokens, vectors
 
 
 class Small(nn.Module):
@@ -416,3 +417,25 @@ def test_unscored_statistics_are_not_computed_for_other_layers():
     pruner = Pruner(model, PruningConfig(criterion="wanda", target=0.5, ignore=["first"]))
     found = gather(pruner.criterion, model, pruner.weights, small_batches(model))
     assert list(found) == ["last.weight"]
+
+
+def test_block_influence():
+    model = TINY["vit"].build().double().eval()
+    batches = [{k: v.double() if v.is_floating_point() else v for k, v in TINY["vit"].batch().items()} for _ in "ab"]
+    hidden = []
+    with torch.no_grad():
+        for batch in batches:
+            hidden.append(model(batch["pixel_values"], output_hidden_states=True).hidden_states)
+    expected = []
+    for number in range(model.config.num_hidden_layers):
+        values = []
+        for states in hidden:
+            before, after = states[number].flatten(0, 1), states[number + 1].flatten(0, 1)
+            for x, y in zip(before.tolist(), after.tolist(), strict=True):
+                product = sum(a * b for a, b in zip(x, y, strict=True))
+                sizes = math.sqrt(sum(a * a for a in x)) * math.sqrt(sum(b * b for b in y))
+                values.append(1 - product / sizes)
+        expected.append(sum(values) / len(values))
+    structure = analyse(model, {"pixel_values": batches[0]["pixel_values"]})
+    scores = score_blocks(structure, find_blocks(structure), create("block_influence"), {}, batches)
+    assert scores == pytest.approx(expected, rel=1e-5)

@@ -76,9 +76,12 @@ from hfprune.errors import ModelError
 from tests.training.setup import make_trainer, tiny_vit
 
 folder, target, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+what = {"criterion": "taylor", "granularity": ["head", "neuron"], "target": {target: 0.6}, "round_to": 1}
+if target == "blocks":
+    what = {"criterion": "block_influence", "granularity": "layer", "target": 0.5}
 trainer = make_trainer(
     folder, tiny_vit(dropout=0.0), per_device_train_batch_size=32 // processes, learning_rate=1e-2, optim="sgd",
-    pruning={"criterion": "taylor", "granularity": ["head", "neuron"], "target": {target: 0.6}, "round_to": 1},
+    pruning=what,
 )
 trainer.train()
 if dist.is_initialized():
@@ -104,10 +107,10 @@ trainer.accelerator.end_training()
 """
 
 
-@pytest.mark.parametrize("target", ["macs", "latency"])
+@pytest.mark.parametrize("target", ["macs", "latency", "blocks"])
 def test_two_processes_remove_alike(tmp_path, target):
     shapes = []
-    for processes in (1, 2) if target == "macs" else (2,):
+    for processes in (2,) if target == "latency" else (1, 2):
         script = tmp_path / "remove.py"
         script.write_text(REMOVAL)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
