@@ -270,6 +270,24 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")])
             )
 
 
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output: Annotated[Path, typer.Argument(help="Where the other one goes.")],
+    to: Annotated[str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere).")],
+) -> None:
+    """Write a checkpoint anew with its masked tensors stored sparse, or dense again; the model stays the same."""
+    with _one_line_errors():
+        from hfprune.checkpoint.convert import convert as write
+        from hfprune.errors import ConfigError
+
+        if to not in ("bitmask", "dense"):
+            raise ConfigError(f"--to: '{to}' is no way of storing; known: bitmask, dense")
+        write(folder, output, sparse=to == "bitmask")
+        before, after = (sum(f.stat().st_size for f in place.glob("*.safetensors")) for place in (folder, output))
+        typer.echo(f"{output}: {after:,} bytes of tensors, {after / max(1, before):.1%} of {before:,}")
+
+
 @contextmanager
 def _one_line_errors(resume_hint: bool = False) -> Iterator[None]:
     """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""

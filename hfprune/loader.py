@@ -22,8 +22,12 @@ METHOD = "hfprune"
 class PrunedConfig(QuantizationConfigMixin):
     """Says in config.json that a model needs hfprune to load. The facts stand beside it, in the block `hfprune`."""
 
-    def __init__(self, **_: Any):
+    def __init__(self, storage_only: bool = False, **_: Any):
         self.quant_method = METHOD
+        self.storage_only = storage_only
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD} | ({"storage_only": True} if self.storage_only else {})
 
 
 class PrunedLoader(HfQuantizer):
@@ -35,13 +39,20 @@ class PrunedLoader(HfQuantizer):
         """The last sight of the config before the model is built: the skeleton is the dense model's."""
         from hfprune.checkpoint import plugin
 
-        return plugin.dense_config(config)
+        return config if self.quantization_config.storage_only else plugin.dense_config(config)
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **kwargs: Any) -> Any:
         from hfprune.checkpoint import plugin
 
-        self.rebuild = plugin.prepare(model, checkpoint_files)
+        if not self.quantization_config.storage_only:
+            self.rebuild = plugin.prepare(model, checkpoint_files)
         return model
+
+    def get_weight_conversions(self) -> list[Any]:
+        """How tensors that are stored sparse become dense while they are loaded."""
+        from hfprune.checkpoint.expansion import expanders
+
+        return expanders()
 
     def postprocess_model(self, model: Any, **kwargs: Any) -> Any:
         """Finishes the model, which is then an ordinary one: trainable, castable, and saved by transformers alone."""
@@ -49,7 +60,8 @@ class PrunedLoader(HfQuantizer):
 
         self.remove_quantization_config(model)
         plugin.finish(model, self.rebuild)
-        model.config.quantization_config = self.quantization_config
+        if not self.quantization_config.storage_only:
+            model.config.quantization_config = self.quantization_config
         self.rebuild = None
         return model
 

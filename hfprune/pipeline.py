@@ -308,7 +308,8 @@ def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measu
 def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
-        save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class)
+        sparse = job.recipe.output.sparse
+        save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class, sparse=sparse)
         _prove(job, side, dense)
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
         write_text(side / REPORT_FILE, json.dumps(report, indent=2) + "\n")
@@ -323,7 +324,7 @@ def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
             name=job.folder.resolve().name,
             recipe_yaml=job.recipe.to_yaml(),
             kind=_kind(job.model),
-            loading=_loading(job.model, job.folder),
+            loading=_loading(job.model, job.folder, sparse is not None),
         )
 
 
@@ -353,7 +354,7 @@ def _kind(model: nn.Module) -> str:
     return "transformers" if isinstance(model, PreTrainedModel) else "module"
 
 
-def _loading(model: nn.Module, folder: Path) -> str:
+def _loading(model: nn.Module, folder: Path, sparse: bool) -> str:
     """The lines that load this checkpoint."""
     path = folder.name
     if not isinstance(model, PreTrainedModel):
@@ -367,7 +368,7 @@ def _loading(model: nn.Module, folder: Path) -> str:
         if name.endswith(f"For{task}"):
             name = f"AutoModelFor{task}"
     lines = f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{path}")'
-    if getattr(model.config, "quantization_config", None) is not None:  # uneven: not for the libraries alone
+    if sparse or getattr(model.config, "quantization_config", None) is not None:  # not for the libraries alone
         return f"import hfprune\n{lines}"
     if _kind(model) == "timm":
         lines += (

@@ -96,10 +96,12 @@ class OutputSection(StrictModel):
 
     Attributes:
         folder: of the checkpoint, card, report and pictures.
+        sparse: `bitmask` stores masked tensors sparse; the checkpoint then needs `import hfprune` to load.
         batch_sizes: at which latency is measured.
     """
 
     folder: Name
+    sparse: Literal["bitmask"] | None = None
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32])
 
 

@@ -13,9 +13,8 @@ import torch
 
 from hfprune.errors import CheckpointError
 
-ENCODINGS = ("bitmask", "2:4")
-VALUES, PLACES = "_values", "_mask"
-"""What is added to a tensor's name for its two parts."""
+SUFFIXES = {"bitmask": (":values", ":mask"), "2:4": (":pair_values", ":pair_places")}
+"""What is added to a tensor's name for its two parts, by encoding."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 18
@@ -26,7 +25,7 @@ def pack(tensor: torch.Tensor, encoding: str) -> tuple[torch.Tensor, torch.Tenso
 
     Args:
         tensor: of any shape and dtype, on the CPU.
-        encoding: one of ENCODINGS.
+        encoding: one of those in SUFFIXES.
 
     Returns:
         The values, a vector of the tensor's dtype, and the places, a vector of bytes.
@@ -55,8 +54,8 @@ def unpack(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], e
         CheckpointError: the parts do not belong to one another or to the shape.
     """
     count = int(np.prod(shape, dtype=np.int64))
-    if encoding not in ENCODINGS:
-        raise CheckpointError(f"unknown encoding '{encoding}'; known: {', '.join(ENCODINGS)}")
+    if encoding not in SUFFIXES:
+        raise CheckpointError(f"unknown encoding '{encoding}'; known: {', '.join(SUFFIXES)}")
     if places.dtype != torch.uint8 or places.ndim != 1 or values.ndim != 1:
         raise CheckpointError("places must be a vector of bytes, values a vector")
     device, dtype = values.device, values.dtype

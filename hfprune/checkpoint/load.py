@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from hfprune.checkpoint.metadata import BLOCK, is_timm, plan_of, read_block
+from hfprune.checkpoint.metadata import BLOCK, as_dense, is_timm, plan_of, read_block
 from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
-from hfprune.checkpoint.verify import header, tensor_files, verify
+from hfprune.checkpoint.tensors import header, read_all, tensor_files
+from hfprune.checkpoint.verify import verify
 from hfprune.errors import CheckpointError
 from hfprune.structure.plan import Plan
 
@@ -62,7 +62,7 @@ def from_pretrained(
             _cut(module, plan, folder)
         _fill(module, folder)
     if block is not None:
-        setattr(module, BLOCK, block)
+        setattr(module, BLOCK, as_dense(block))
     return module.eval()
 
 
@@ -96,7 +96,7 @@ def _fill(module: nn.Module, folder: Path) -> None:
     """Loads the tensors of a folder into a module; a module that they do not fit is left as it was."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(set(tensor_files(folder).values())):
-        tensors |= load_file(path)
+        tensors |= read_all(path)
     state = module.state_dict()
     filled = {state[name].data_ptr() for name in tensors if name in state}
     wrong = [f"'{name}' is not in the model" for name in tensors if name not in state]

@@ -19,7 +19,8 @@ from hfprune.structure.plan import Plan
 BLOCK = "hfprune"
 """The block's key in config.json, and the attribute of a model's config."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; without them 1 is written."""
 
 
 def build_block(
@@ -58,7 +59,7 @@ def build_block(
     if base_model:
         done["base_model"] = base_model
     block = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "version": hfprune.__version__,
         "pruning": done,
         "sparsity": tensor_records(model, masks),
@@ -212,6 +213,13 @@ def read_block(folder: str | Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} can't be read: it holds no map")
     block = values.get(BLOCK)
     return None if block is None else check_block(block, str(path))
+
+
+def as_dense(block: dict[str, Any]) -> dict[str, Any]:
+    """The block without what it says of sparse files: that of a model in memory, and of dense files."""
+    if "encodings" not in block:
+        return block
+    return {key: value for key, value in block.items() if key != "encodings"} | {"format_version": 1}
 
 
 def check_block(block: Any, path: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from hfprune.checkpoint.configs import config_values, dense_values, set_config
+from hfprune.checkpoint.expansion import forget_expanders
 from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
-from hfprune.checkpoint.metadata import BLOCK, check_block
+from hfprune.checkpoint.metadata import BLOCK, as_dense, check_block
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
-from hfprune.checkpoint.verify import header
+from hfprune.checkpoint.tensors import header
 from hfprune.errors import CheckpointError
 from hfprune.structure.plan import Plan
 
@@ -116,6 +117,9 @@ def _new_heads(model: Any, shapes: dict[str, Shape]) -> set[str]:
 
 def finish(model: Any, rebuild: Rebuild | None) -> None:
     """Sets what tensors don't say, once they are loaded: transformers computes buffers from the dense model's facts."""
+    forget_expanders(model)
+    if isinstance(block := getattr(model.config, BLOCK, None), dict):
+        setattr(model.config, BLOCK, as_dense(block))
     if rebuild is None:
         return
     rebuild.finish()

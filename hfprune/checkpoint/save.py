@@ -12,7 +12,7 @@ from torch import nn
 
 from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, plan_of, refresh
-from hfprune.errors import CheckpointError
+from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def save_pretrained(
     processing_class: Any = None,
     *,
     remote_code: bool = False,
+    sparse: str | None = None,
     **options: Any,
 ) -> Path:
     """Saves any module as safetensors with its config and, if it was pruned, its sparsity.
@@ -45,9 +46,12 @@ def save_pretrained(
         processing_class: a tokenizer or image processor that is saved along.
         remote_code: whether to add a modeling file by which an uneven transformers model loads with
             `trust_remote_code=True` where hfprune is not installed. What needs no hfprune gets no file.
+        sparse: `bitmask` stores every masked tensor as its values and their places (`checkpoint.bitmask`), where that
+            takes less room; it then loads after `import hfprune`. By default all is dense, which loads anywhere.
         options: for transformers models, passed on to their `save_pretrained` (`max_shard_size`, ...).
 
     Raises:
+        ConfigError: `sparse` is anything else, or nothing of the model is held at zero.
         CheckpointError: the files could not be written; what was in the folder is unchanged.
     """
     from transformers import PreTrainedModel
@@ -55,6 +59,8 @@ def save_pretrained(
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file, not a folder")
+    if sparse not in (None, "bitmask"):
+        raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
     if masks is None and (block := block_of(model)):
         masks = masks_from_block(model, block)
     if masks is not None:
@@ -71,9 +77,20 @@ def save_pretrained(
             _save_timm(model, side, remote_code)
         else:
             _save_module(model, side)
+        if sparse is not None:
+            _store_sparse(model, side)
         if processing_class is not None:
             processing_class.save_pretrained(side)
     return folder
+
+
+def _store_sparse(model: nn.Module, folder: Path) -> None:
+    # Needed for sparse files alone.
+    from hfprune.checkpoint.convert import store_sparse
+
+    if not (block_of(model) or {}).get("sparsity"):
+        raise ConfigError("sparse: nothing of the model is held at zero, so nothing can be stored sparse")
+    store_sparse(folder)
 
 
 def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from hfprune.checkpoint.metadata import read_block
+from hfprune.checkpoint.tensors import read, tensor_files
 from hfprune.errors import CheckpointError
 from hfprune.masks import mask_hash
 
@@ -64,7 +62,7 @@ def verify(folder: str | Path) -> Verification:
         if name not in places:
             found.problems.append(f"'{name}' is recorded, but no file holds it")
             continue
-        tensor = _read(places[name], name)
+        tensor = read(places[name], name)
         zeros = tensor == 0
         count = int(zeros.sum())
         found.zeros += count
@@ -80,52 +78,3 @@ def verify(folder: str | Path) -> Verification:
             found.problems.append(f"'{name}' has as many zeros as recorded, but in other places")
         found.more_zeros += max(0, count - record["zeros"])
     return found
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Which safetensors file of a checkpoint holds which tensor.
-
-    Raises:
-        CheckpointError: there are none, or one named by the index is missing or damaged.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = _indexed(index) if index.is_file() else ["model.safetensors"]
-    places = {}
-    for name in names:
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"'{folder}' is not a whole checkpoint: '{name}' is missing")
-        places.update(dict.fromkeys(header(path), path))
-    return places
-
-
-def header(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that a safetensors file holds; none is read.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}") from error
-
-
-def _indexed(index: Path) -> list[str]:
-    """The files that an index names."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{index}' is damaged: it holds no map of files") from error
-    if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"'{index}' is damaged: it names no files")
-    return sorted(names)
-
-
-def _read(path: Path, name: str):
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}") from error

@@ -1,0 +1,127 @@
+"""The tensors of a checkpoint folder, dense or sparse on disk: which file holds which, their shapes, their values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hfprune.checkpoint.bitmask import SUFFIXES, unpack
+from hfprune.errors import CheckpointError
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
+
+SHAPES = "hfprune_shapes"
+"""The key in a file's metadata under which the shapes of sparse tensors stand: a JSON map of name to list."""
+
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Which safetensors file of a checkpoint holds which tensor; sparse ones under their own names.
+
+    Raises:
+        CheckpointError: there are none, or one named by the index is missing or damaged.
+    """
+    index = folder / INDEX_FILE
+    names = _indexed(index) if index.is_file() else ["model.safetensors"]
+    places = {}
+    for name in names:
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"'{folder}' is not a whole checkpoint: '{name}' is missing")
+        places.update(dict.fromkeys(header(path), path))
+    return places
+
+
+def header(path: Path) -> dict[str, Shape]:
+    """The shapes of the tensors that a safetensors file holds, as they are when they are dense; none is read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return _opened(path, lambda file: {name: shape for name, (shape, _) in _contents(path, file).items()})
+
+
+def encodings(path: Path) -> dict[str, str]:
+    """The sparse tensors of a file, and how each is stored (`bitmask.ENCODINGS`).
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return _opened(path, lambda file: {name: how for name, (_, how) in _contents(path, file).items() if how})
+
+
+def read(path: Path, name: str) -> torch.Tensor:
+    """One tensor of a file, dense.
+
+    Raises:
+        CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
+    """
+    return _opened(path, lambda file: _dense(path, file, name, *_contents(path, file)[name]))
+
+
+def read_all(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, dense; raises as `read` does."""
+    return _opened(
+        path, lambda file: {name: _dense(path, file, name, *how) for name, how in _contents(path, file).items()}
+    )
+
+
+def _opened(path: Path, look: Callable[[Any], T]) -> T:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return look(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
+
+
+def _contents(path: Path, file: Any) -> dict[str, tuple[Shape, str]]:
+    """Name to shape and encoding, which is empty for dense tensors."""
+    names = list(file.keys())
+    shapes = _sparse_shapes(path, file.metadata() or {})
+    found: dict[str, tuple[Shape, str]] = {}
+    parts: set[str] = set()
+    for name, shape in shapes.items():
+        how = next((e for e, ends in SUFFIXES.items() if all(name + end in names for end in ends)), None)
+        if how is None or name in names:
+            raise CheckpointError(f"'{path}' is damaged: it does not hold both parts of the sparse tensor '{name}'")
+        found[name] = shape, how
+        parts |= {name + end for end in SUFFIXES[how]}
+    return {n: (tuple(file.get_slice(n).get_shape()), "") for n in names if n not in parts} | found
+
+
+def _sparse_shapes(path: Path, metadata: dict[str, str]) -> dict[str, Shape]:
+    try:
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata.get(SHAPES, "{}")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' is damaged: '{SHAPES}' is no map of shapes") from error
+    if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+        raise CheckpointError(f"'{path}' is damaged: '{SHAPES}' is no map of shapes")
+    return shapes
+
+
+def _dense(path: Path, file: Any, name: str, shape: Shape, how: str) -> torch.Tensor:
+    if not how:
+        return file.get_tensor(name)
+    values, places = (file.get_tensor(name + end) for end in SUFFIXES[how])
+    try:
+        return unpack(values, places, shape, how)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': '{name}' can't be expanded: {error}") from error
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"'{index}' is damaged: it holds no map of files") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"'{index}' is damaged: it names no files")
+    return sorted(names)

@@ -1,0 +1,173 @@
+"""Checkpoints stored sparse: the same model to the bit, by every way of loading, and back to dense files."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.checkpoint.convert import convert
+from hfprune.cli import app
+from hfprune.errors import CheckpointError, ConfigError
+from tests.support.models import TINY, logits
+
+
+def pruned(name, granularity="weight", ratio=0.6, **options):
+    tiny = TINY[name]
+    model = tiny.build().eval()
+    target = None if ":" in granularity else ratio
+    hfprune.prune(model, PruningConfig(granularity=granularity, target=target, **options), tiny.batch())
+    return model
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def size(folder):
+    return sum(value.nbytes for path in folder.glob("*.safetensors") for value in load_file(path).values())
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4"])
+@pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2", "timm_vit", "timm_resnet", "cnn", "tied"])
+def test_every_kind_comes_back(tmp_path, name, granularity):
+    tiny, model = TINY[name], pruned(name, granularity)
+    hfprune.save_pretrained(model, tmp_path / "dense")
+    hfprune.save_pretrained(model, tmp_path / "sparse", sparse="bitmask")
+    assert size(tmp_path / "sparse") < size(tmp_path / "dense")
+    assert hfprune.verify(tmp_path / "sparse").ok
+    again = hfprune.from_pretrained(tmp_path / "sparse", tiny.build if tiny.kind == "own" else None)
+    assert torch.equal(logits(again, tiny.batch()), logits(model, tiny.batch()))
+    # What was loaded is a dense model like any other.
+    hfprune.save_pretrained(again, tmp_path / "again")
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("again", "dense"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    one, other = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("again", "dense"))
+    assert "quantization_config" not in one
+    assert one["hfprune"] == other["hfprune"]
+
+
+def test_plain_from_pretrained(tmp_path):
+    model, batch = pruned("vit"), TINY["vit"].batch()
+    hfprune.save_pretrained(model, tmp_path, sparse="bitmask")
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert getattr(again.config, "quantization_config", None) is None
+    body = transformers.AutoModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        inputs = {"pixel_values": batch["pixel_values"]}
+        assert torch.equal(body(**inputs)[0], model.base_model(**inputs)[0])
+    again.save_pretrained(tmp_path / "stock")
+    assert "quantization_config" not in json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert hfprune.verify(tmp_path / "stock").ok
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_shards(tmp_path, dtype):
+    model = pruned("llama").to(dtype)
+    hfprune.save_pretrained(model, tmp_path, sparse="bitmask", max_shard_size="8KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    held = {}
+    for path in tmp_path.glob("model-*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            held |= dict.fromkeys(file.keys(), path.name)
+    assert index == held
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map="cpu")
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_smaller_and_sparse_at_once(tmp_path):
+    tiny = TINY["llama"]
+    model = pruned("llama", ["head", "neuron"], 0.4, round_to=1)
+    hfprune.prune(model, PruningConfig(target=0.5), tiny.batch())
+    hfprune.save_pretrained(model, tmp_path, sparse="bitmask")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, tiny.batch()), logits(model, tiny.batch()))
+    assert hfprune.verify(tmp_path).ok
+
+
+def test_converted_both_ways_by_the_command(tmp_path):
+    model = pruned("bert")
+    hfprune.save_pretrained(model, tmp_path / "dense")
+    before = contents(tmp_path / "dense")
+    for source, target, kind in (("dense", "sparse", "bitmask"), ("sparse", "back", "dense")):
+        done = CliRunner().invoke(app, ["convert", str(tmp_path / source), str(tmp_path / target), "--to", kind])
+        assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "dense") == before
+    assert (
+        load_file(tmp_path / "back" / "model.safetensors").keys()
+        == load_file(tmp_path / "dense" / "model.safetensors").keys()
+    )
+    assert json.loads(contents(tmp_path / "back")["config.json"]) == json.loads(before["config.json"])
+    for path, kind, message in (("dense", "zip", "no way of storing"), ("none", "dense", "error: ")):
+        done = CliRunner().invoke(app, ["convert", str(tmp_path / path), str(tmp_path / "new"), "--to", kind])
+        assert done.exit_code == 2
+        assert message in done.output
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_can_not_be_stored_sparse(tmp_path):
+    model = TINY["vit"].build()
+    with pytest.raises(ConfigError, match="nothing of the model is held at zero"):
+        hfprune.save_pretrained(model, tmp_path / "new", sparse="bitmask")
+    with pytest.raises(ConfigError, match="'zip' is no way of storing; known: bitmask"):
+        hfprune.save_pretrained(model, tmp_path / "new", sparse="zip")
+    assert not (tmp_path / "new").exists()
+    hfprune.save_pretrained(model, tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="no recorded sparsity"):
+        convert(tmp_path / "plain", tmp_path / "new", sparse=True)
+    assert not (tmp_path / "new").exists()
+
+
+def tampered(path, change):
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def first(tensors, end):
+    return next(name for name in tensors if name.endswith(end))
+
+
+def shorter(tensors, metadata):
+    name = first(tensors, ":values")
+    tensors[name] = tensors[name][:-1].clone()
+
+
+def without_mask(tensors, metadata):
+    del tensors[first(tensors, ":mask")]
+
+
+def other_places(tensors, metadata):
+    name = first(tensors, ":mask")
+    tensors[name] = tensors[name].flip(0).contiguous()
+
+
+def no_shapes(tensors, metadata):
+    metadata["hfprune_shapes"] = "{"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorter, "can't be expanded: the mask has .* places, but there are"),
+        (without_mask, "does not hold both parts of the sparse tensor"),
+        (other_places, "as many zeros as recorded, but in other places"),
+        (no_shapes, "'hfprune_shapes' is no map of shapes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vit", "cnn"])
+def test_damage_is_named_and_nothing_is_loaded(tmp_path, name, change, message):
+    hfprune.save_pretrained(pruned(name), tmp_path, sparse="bitmask")
+    tampered(tmp_path / "model.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        hfprune.from_pretrained(tmp_path, TINY[name].build if TINY[name].kind == "own" else None)
