@@ -27,8 +27,9 @@ REMOVALS = {
 
 
 # What a criterion can't score, and why: the whole of the one line that says so need not be repeated here.
-NO_NORM = {("vit", "head"), ("vit", "neuron"), ("gpt2", "head"), ("gpt2", "neuron"), ("llama", "head"),
-           ("llama", "neuron")}  # fmt: skip
+NO_NORM = {(name, kind) for name in ("vit", "gpt2", "llama") for kind in ("head", "head_dim", "neuron")}
+NO_INPUT = {("vit", "head_dim"), ("llama", "head_dim")}
+"""Groups of queries and keys, which no layer takes."""
 
 
 def refusal(criterion, granularity, name):
@@ -40,6 +41,8 @@ def refusal(criterion, granularity, name):
         return f"'{criterion}' scores whole units of a layer, not '{granularity}'"
     if criterion == "bn_scale" and (name, granularity) in NO_NORM:
         return "has no norm with a scale; name it in `ignore`"
+    if kind.members == "inputs" and (name, granularity) in NO_INPUT:
+        return "which is the input of no linear layer or convolution; name it in `ignore`"
     if criterion == "sparsegpt" and granularity not in ("weight", "2:4"):
         return f"'sparsegpt' prunes single weights, not '{granularity}'"
     if kind.layerwise and name in HIDDEN_INPUTS:

@@ -177,7 +177,12 @@ def interrupt(process: subprocess.Popen, after: str, number: int) -> None:
     ],
 )
 def test_an_interrupted_command_resumes_to_the_same_result(tmp_path, after, number, code):
-    slower = {"training": {"save_strategy": "epoch"}, "pruning": {"recovery": {"epochs": 3}}, "baseline": {"epochs": 4}}
+    # Long enough for a signal to arrive before the run has ended.
+    slower = {
+        "training": {"save_strategy": "epoch"},
+        "pruning": {"recovery": {"epochs": 15}},
+        "baseline": {"epochs": 8},
+    }
     recipe = write_recipe(tmp_path, **slower)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call("--recipe", str(recipe), "--set", f"output.folder={whole}").returncode == 0

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 import hfprune
 from hfprune import PruningConfig
@@ -165,3 +166,24 @@ def test_absolute_targets():
     report = hfprune.prune(model, config, example_inputs=inputs)
     assert sizes(model, inputs)["params"] == pytest.approx(dense // 2, rel=0.02)
     assert not report.note
+
+
+class AroundAnLSTM(nn.Module):
+    """Linear layers around a recurrent one, whose multiplications count though nothing in it can be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.wide, self.last = nn.Linear(6, 16), nn.Linear(16, 64), nn.Linear(64, 4)
+        self.state = nn.LSTM(16, 8, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x):
+        return self.last(self.wide(self.state(self.first(x))[0]).relu())
+
+
+def test_recurrent_layers_count():
+    model, inputs = AroundAnLSTM().eval(), (torch.randn(1, 5, 6),)
+    dense = hfprune.measure(model, inputs).macs
+    assert analyse(model, inputs).costs.macs() == dense
+    config = PruningConfig(granularity="channel", target={"macs": 0.9}, round_to=1)
+    hfprune.prune(model, config, example_inputs=inputs)
+    assert hfprune.measure(model, inputs).macs == pytest.approx(0.9 * dense, rel=0.02)

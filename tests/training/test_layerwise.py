@@ -62,7 +62,7 @@ def test_a_failure_leaves_the_model_as_it_was(tmp_path, criterion):
     with torch.no_grad():
         next(p for p in last.parameters() if p.ndim == 2)[0, 0] = torch.nan
     before = snapshot(trainer.model)
-    with pytest.raises(ModelError, match="numbers that are not finite"):
+    with pytest.raises(ModelError, match="it, or what it is given, is not finite"):
         trainer.train()
     after = snapshot(trainer.model)
     assert same(

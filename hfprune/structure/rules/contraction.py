@@ -188,3 +188,12 @@ def _grouped_mm(walk: Walk, node: Node, arguments: dict[str, Any]) -> Value:
         if axes(layer) == {0}:
             walk.protect(layer, "is an expert")
     return contract(walk, node, (tokens, "mk"), (experts, "ekn"), "mn")
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(walk: Walk, node: Node, arguments: dict[str, Any]) -> Any:
+    """Counted, but not followed: the state meets itself from step to step."""
+    positions = prod(arguments["input"].shape[:-1])
+    weights = [prod(value.shape) for value in arguments["params"] if isinstance(value, Value) and len(value.shape) > 1]
+    walk.products.append(Product(module_path(node), positions * sum(weights), []))
+    return walk.follow_no_further(node, arguments)
