@@ -72,6 +72,8 @@ def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]
 
     transformers renames, splits and joins tensors while saving; a map of where the zeros are takes the same way.
     """
+    if not len(masks):
+        return {}
     names = {name for name, _ in model.named_parameters()}
     zeros: dict[str, torch.Tensor] = {}
     # A module may add things of its own to its state that are no tensors.

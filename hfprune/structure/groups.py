@@ -16,7 +16,7 @@ from hfprune.errors import ModelError
 from hfprune.structure import rules  # noqa: F401  (enters the rules)
 from hfprune.structure.costs import Costs
 from hfprune.structure.coupling import Member, Walk
-from hfprune.structure.graph import Graph, export
+from hfprune.structure.graph import Graph, export, uncollected
 from hfprune.weights import is_transposed_linear
 
 KINDS = ("head", "head_dim", "neuron", "width", "channel")
@@ -95,6 +95,7 @@ class Structure:
         return gone[self.labels]
 
 
+@uncollected()
 def analyse(model: nn.Module, example_inputs: Any = None, *, even_heads: bool = False) -> Structure:
     """Finds the coupled groups of a model, from its graph alone.
 

@@ -14,7 +14,7 @@ import torch
 from hfprune.errors import ModelError
 from hfprune.profiling import FORWARD_FAILURES
 from hfprune.structure.attributes import CLEAR, LAYER, SHAPE, UNCLEAR, Proposal, apply, proposals
-from hfprune.structure.graph import evaluating
+from hfprune.structure.graph import evaluating, uncollected
 from hfprune.structure.groups import Structure
 from hfprune.structure.proof import compare, reference
 from hfprune.structure.surgery import Journal, cut, kept_indices
@@ -42,6 +42,7 @@ class Removal:
     journal: Journal = field(default_factory=Journal)
 
 
+@uncollected()
 def remove(structure: Structure, removed: dict[str, torch.Tensor]) -> Removal:
     """Removes units from the model in place and proves it right.
 
