@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from hfprune.checkpoint.bitmask import SUFFIXES, pack
 from hfprune.checkpoint.files import side_folder
-from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, as_dense, check_block
+from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, MARKER, as_dense, check_block
 from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, encodings, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
 from hfprune.errors import CheckpointError
 
-STORED = {"quant_method": "hfprune", "storage_only": True}
+STORED = MARKER | {"storage_only": True}
 """What config.json says to transformers where a checkpoint needs hfprune for nothing but its sparse files."""
 
 
@@ -118,12 +118,17 @@ def _finish(folder: Path, config: dict[str, Any], found: dict[str, str]) -> None
         total = 0
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    places[name] = path.name
-                    total += file.get_tensor(name).nbytes
+                places |= dict.fromkeys(file.keys(), path.name)
+            total += _tensor_bytes(path)
         index["weight_map"] = dict(sorted(places.items()))
         index["metadata"] = index.get("metadata", {}) | {"total_size": total}
         _write_json(folder / INDEX_FILE, index)
+
+
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of a file's tensors: all that follows its header, whose length stands in the first eight bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from hfprune.structure.plan import Plan
 BLOCK = "hfprune"
 """The block's key in config.json, and the attribute of a model's config."""
 
+MARKER = {"quant_method": "hfprune"}
+"""The `quantization_config` by which transformers knows that hfprune must load a checkpoint."""
+
 FORMAT_VERSION = 2
 """Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; without them 1 is written."""
 

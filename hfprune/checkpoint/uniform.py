@@ -10,14 +10,12 @@ from torch import nn
 
 from hfprune.checkpoint.configs import config_values, set_config
 from hfprune.checkpoint.internals import as_loaded, joins_tensors, skeleton
-from hfprune.checkpoint.metadata import block_of, plan_of, saved_tensors
+from hfprune.checkpoint.metadata import MARKER, block_of, plan_of, saved_tensors
 from hfprune.checkpoint.plugin import cut, cuts_itself, dense_config
 from hfprune.checkpoint.readers import is_read
 from hfprune.checkpoint.uniform_values import try_values, uniform_values
 from hfprune.errors import CheckpointError
 from hfprune.structure.plan import Plan
-
-MARKER = {"quant_method": "hfprune"}
 
 
 def choose_route(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from math import gcd
 
@@ -32,7 +33,7 @@ def without_impossible(structure: Structure) -> Structure:
     Args:
         structure: of a model with values; it comes back unchanged.
     """
-    families = _families(structure)
+    families = _families(group for group in structure.groups.values() if group.units > 1)
     everything = [group for family in families for group in family]
     if not everything or _failure(structure, _uneven(everything)) is None:
         return structure
@@ -49,11 +50,11 @@ def without_impossible(structure: Structure) -> Structure:
     return _reported(structure, together, links, {n: r for n, r in reasons.items() if n not in linked})
 
 
-def _families(structure: Structure) -> list[Family]:
+def _families(groups: Iterable[CoupledGroup]) -> list[Family]:
+    """Groups of one kind at like places, whose names differ in numbers alone."""
     families: dict[tuple[str, str], Family] = defaultdict(list)
-    for group in structure.groups.values():
-        if group.units > 1:
-            families[group.kind, re.sub(r"\d+", "#", group.name)].append(group)
+    for group in groups:
+        families[group.kind, re.sub(r"\d+", "#", group.name)].append(group)
     return list(families.values())
 
 
@@ -109,19 +110,12 @@ def _fitting(structure: Structure, together: Family, links: list[tuple[str, ...]
     if _failure(structure, cuts(together)) is None:
         return together
     fitting: Family = []
-    for family in _split(together):
+    for family in _families(together):
         if (reason := _failure(structure, cuts([*fitting, *family]))) is None:
             fitting += family
         else:
             reasons |= {group.name: f"{reason}, with the others" for group in family}
     return fitting
-
-
-def _split(groups: Family) -> list[Family]:
-    families: dict[tuple[str, str], Family] = defaultdict(list)
-    for group in groups:
-        families[group.kind, re.sub(r"\d+", "#", group.name)].append(group)
-    return list(families.values())
 
 
 def _reported(

@@ -1,11 +1,6 @@
 """Statistics of two processes, each with its own batches, are those of one that has them all."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import run_script
 
 GATHER = """
 import sys
@@ -53,14 +48,4 @@ dist.destroy_process_group()
 
 
 def test_two_processes_gather_alike(tmp_path):
-    script = tmp_path / "gather.py"
-    script.write_text(GATHER)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(tmp_path / "gather.py", GATHER, processes=2)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from hfprune.checkpoint import read_block
-
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import run_script
 
 SCRIPT = """
 import sys
@@ -39,20 +35,8 @@ trainer.accelerator.end_training()
 
 
 def launch(folder: Path, processes: int, criterion: str, every: int) -> dict:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    launcher = torchrun if processes > 1 else [sys.executable]
-    arguments = [str(folder / f"run-{processes}"), criterion, str(every), str(32 // processes), str(processes)]
-    done = subprocess.run(
-        [*launcher, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = (folder / f"run-{processes}", criterion, every, 32 // processes, processes)
+    run_script(folder / "train.py", SCRIPT, *arguments, processes=processes)
     saved = folder / f"run-{processes}" / "saved"
     weights = load_file(saved / "model.safetensors")
     return {name: weights[name] == 0 for name in read_block(saved)["sparsity"]}
@@ -111,20 +95,8 @@ trainer.accelerator.end_training()
 def test_two_processes_remove_alike(tmp_path, target):
     shapes = []
     for processes in (2,) if target == "latency" else (1, 2):
-        script = tmp_path / "remove.py"
-        script.write_text(REMOVAL)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        launcher = torchrun if processes > 1 else [sys.executable]
         folder = tmp_path / f"run-{processes}"
-        done = subprocess.run(
-            [*launcher, str(script), str(folder), target, str(processes)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script(tmp_path / "remove.py", REMOVAL, folder, target, processes, processes=processes)
         shapes.append({name: value.shape for name, value in load_file(folder / "saved" / "model.safetensors").items()})
     assert all(found.keys() == shapes[0].keys() for found in shapes)
     total = [sum(shape.numel() for shape in found.values()) for found in shapes]

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +9,9 @@ from safetensors.torch import load_file
 from hfprune.checkpoint import read_block
 from hfprune.errors import ModelError
 from tests.support.models import same, snapshot
+from tests.support.processes import run_script
 from tests.training.setup import PlainNet, make_trainer, tiny_vit
 
-ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 
 
@@ -95,21 +90,10 @@ trainer.accelerator.end_training()
 
 @BOTH
 def test_two_processes_prune_alike_and_like_one(tmp_path, criterion):
-    script, zeros = tmp_path / "train.py", []
-    script.write_text(SCRIPT)
+    zeros = []
     for processes in (1, 2):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        launcher = torchrun if processes > 1 else [sys.executable]
         folder = tmp_path / f"run-{processes}"
-        done = subprocess.run(
-            [*launcher, str(script), str(folder), criterion, str(processes)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script(tmp_path / "train.py", SCRIPT, folder, criterion, processes, processes=processes)
         weights = load_file(folder / "saved" / "model.safetensors")
         zeros.append({name: weights[name] == 0 for name in read_block(folder / "saved")["sparsity"]})
     one, two = zeros

@@ -1,0 +1,33 @@
+"""Scripts of tests in processes of their own, alone or as a group under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(path: Path, code: str, *arguments: object, processes: int) -> None:
+    """Writes a script and runs it to its end, in several processes by torchrun; it must end well.
+
+    Args:
+        path: where the script goes.
+        code: what it holds.
+        arguments: of its command line.
+        processes: how many of them there are.
+    """
+    path.write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = torchrun if processes > 1 else [sys.executable]
+    done = subprocess.run(
+        [*launcher, str(path), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
