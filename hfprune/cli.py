@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -45,9 +46,10 @@ def prune(
 
         console = Console(width=None if sys.stdout.isatty() else 100)
         if dry_run:
-            job = pipeline.prepare_run(loaded, console)
-            if job.trainer.is_world_process_zero():
-                console.print(preview(job.trainer))
+            trainer = pipeline.prepare_run(loaded, console).trainer
+            if trainer.is_world_process_zero():
+                console.print(preview(trainer))
+            del trainer
         else:
             pipeline.run(loaded, resume=resume, console=console)
         _part_in_order()
@@ -318,10 +320,14 @@ def _leave(code: int) -> None:
 
 
 def _part_in_order() -> None:
-    """Ends the group of processes, where there is one: left to the interpreter's exit it may abort."""
+    """Ends the group of processes, where there is one: left to the interpreter's exit it may abort.
+
+    Its threads end with the last reference to it, and a wrapped model in a cycle of references holds one.
+    """
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
+    gc.collect()
 
 
 def _quiet_libraries() -> None:

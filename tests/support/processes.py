@@ -9,6 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# A process that still holds its group when the interpreter ends may abort: gloo's threads run on with the last
+# reference. So what the script holds goes first.
+EPILOGUE = """
+for name in [name for name in globals() if not name.startswith("__")]:
+    del globals()[name]
+import gc, torch.distributed
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+gc.collect()
+"""
+
 
 def run_script(path: Path, code: str, *arguments: object, processes: int) -> None:
     """Writes a script and runs it to its end, in several processes by torchrun; it must end well.
@@ -19,7 +31,7 @@ def run_script(path: Path, code: str, *arguments: object, processes: int) -> Non
         arguments: of its command line.
         processes: how many of them there are.
     """
-    path.write_text(code)
+    path.write_text(code + EPILOGUE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     launcher = torchrun if processes > 1 else [sys.executable]
     done = subprocess.run(

@@ -29,8 +29,6 @@ if dist.is_initialized():
     dist.all_gather_object(digests, trainer.masks.digest())
     assert len(set(digests)) == 1
 trainer.save_model(str(folder / "saved"))
-trainer.accelerator.wait_for_everyone()
-trainer.accelerator.end_training()
 """
 
 
@@ -86,8 +84,6 @@ if dist.is_initialized():
         except ModelError as error:
             assert "the processes chose different units" in str(error), error
 trainer.save_model(str(folder / "saved"))
-trainer.accelerator.wait_for_everyone()
-trainer.accelerator.end_training()
 """
 
 

@@ -83,8 +83,6 @@ if dist.is_initialized():
     dist.all_gather_object(weights, {name: value.clone() for name, value in trainer.model.state_dict().items()})
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 trainer.save_model(str(folder / "saved"))
-trainer.accelerator.wait_for_everyone()
-trainer.accelerator.end_training()
 """
 
 
