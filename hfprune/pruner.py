@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfprune.bits import PackedTensors
 from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of, gather
@@ -126,11 +127,13 @@ class Pruner:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
             gone = self._select_units(target, layers)
             self._warn_of_equal(layers, gone)
-        kept = {name: mask for name, mask in masks.kept.items() if name not in gone}
-        for name, mask in self.masks_of(gone).kept.items():
-            before = masks.gone(name)
-            kept[name] = mask if before is None else mask & ~before
-        return MaskSet({name: kept[name] for name in self.weights if name in kept} | kept, self.pattern)
+        found, kept = self.masks_of(gone), PackedTensors()
+        for name in [*self.weights, *masks]:
+            if name in masks and name in found:
+                kept[name] = found.kept[name] & masks.kept[name]
+            elif name in masks or name in found:
+                kept.take((found if name in found else masks).kept, name)
+        return MaskSet(kept, self.pattern)
 
     def visit(
         self,
@@ -148,18 +151,17 @@ class Pruner:
             originals: takes the values that change, which the caller puts back when anything fails.
         """
         masks = masks or MaskSet({})
-        gone = {name: masks.gone(name) for name in self.weights if name in masks}
-        goals = self._goals(target, gone)
+        goals = self._goals(target, masks)
         name = self.config.criterion_name
-        found = visit(self.criterion, name, self.model, self.weights, goals, gone, data, originals, loss)
-        kept = dict(masks.kept)
-        for name in list(found):
-            kept[name] = found.pop(name).logical_not_()
-        return MaskSet({name: kept[name] for name in self.weights} | kept, self.pattern)
+        found = visit(self.criterion, name, self.model, self.weights, goals, masks, data, originals, loss)
+        kept = PackedTensors()
+        for name in [*self.weights, *masks]:
+            kept.take(found if name in found else masks.kept, name)
+        return MaskSet(kept, self.pattern)
 
-    def _goals(self, target: float, gone: dict[str, torch.Tensor]) -> dict[str, Goal]:
+    def _goals(self, target: float, masks: MaskSet) -> dict[str, Goal]:
         """How much of every layer goes; of a total over all layers each gives its share."""
-        already = {name: int(mask.sum()) for name, mask in gone.items()}
+        already = {name: found.zeros for name, found in masks.sparsity().items()}
         if self.shape.kind == "n:m":
             whole = target >= self.config.ratio
             counts = {name: self._layer_count(name, target) for name in self.weights}
@@ -183,7 +185,9 @@ class Pruner:
             gone: weight name to a bool tensor, true for a unit that goes: of N:M in the weight's shape with the input
                 dimension last, else flat.
         """
-        kept = {name: expand(self.weights[name], gone.pop(name).logical_not_(), self.shape) for name in list(gone)}
+        kept = PackedTensors()
+        for name in list(gone):
+            kept[name] = expand(self.weights[name], gone.pop(name).logical_not_(), self.shape)
         return MaskSet(kept, self.pattern)
 
     def layer_scores(
@@ -303,7 +307,7 @@ class Pruner:
     ) -> dict[str, torch.Tensor]:
         """The same number of weights of every output row, in every layer by the same ratio."""
         gone = {}
-        goals = self._goals(target, {name: before for name in self.weights if (before := masks.gone(name)) is not None})
+        goals = self._goals(target, masks)
         for name, weight in self.weights.items():
             scores = weight.as_matrix(self._terms(weight, statistics[name], finish=True))
             before = masks.gone(name)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from hfprune.bits import PackedTensors, mask_hash, pack_bits, unpack_bits
 from hfprune.errors import CheckpointError
-from hfprune.masks import MaskSet, mask_hash, pack_bits, unpack_bits
+from hfprune.masks import MaskSet
 from tests.support.models import MLP, Tied
 
 
@@ -135,7 +136,9 @@ def test_digest_is_equal_only_for_equal_masks():
     masks = masks_of(MLP())
     same = MaskSet({name: masks.kept[name].clone() for name in reversed(list(masks))})
     assert masks.digest() == same.digest()
-    same.kept["first.weight"][0, 0] ^= True
+    other = same.kept["first.weight"]
+    other[0, 0] ^= True
+    same.kept["first.weight"] = other
     assert masks.digest() != same.digest()
     renamed = MaskSet({f"x{name}": mask for name, mask in masks.kept.items()})
     assert masks.digest() != renamed.digest()
@@ -169,3 +172,17 @@ def test_what_a_mask_set_says():
     assert masks.sparsity() == {"a": (2, 3, "2:4")}
     assert masks.gone("a").tolist() == [False, True, True]
     assert masks.gone("b") is None
+
+
+def test_masks_take_one_bit_an_element_and_read_as_copies():
+    held = PackedTensors({"a": torch.rand(3, 70) < 0.5, "b": torch.zeros(5, dtype=torch.bool)})
+    assert [held.packed(name).bits.numel() for name in held] == [-(-210 // 8), 1]
+    assert [held.count(name) for name in held] == [int(held["a"].sum()), 0]
+    held["a"].zero_()
+    assert held.count("a") == int(held["a"].sum()) > 0
+    other = PackedTensors(held)
+    del held["a"]
+    assert set(held) == {"b"}
+    assert set(other) == {"a", "b"}
+    held.take(other, "a")
+    assert torch.equal(held["a"], other["a"])

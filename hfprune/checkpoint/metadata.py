@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import hfprune
+from hfprune.bits import mask_hash
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError
-from hfprune.masks import MaskSet, mask_hash
+from hfprune.masks import MaskSet
 from hfprune.structure.plan import Plan
 
 BLOCK = "hfprune"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hfprune.bits import mask_hash
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.tensors import read, tensor_files
 from hfprune.errors import CheckpointError
-from hfprune.masks import mask_hash
 
 
 @dataclass

@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from hfprune.bits import PackedTensors
 from hfprune.criteria.calibration import batches_of
 from hfprune.criteria.layers import Layer, layers_of, seen_by
 from hfprune.criteria.layerwise import Goal, Layerwise
 from hfprune.criteria.stacks import Forward, Replay, Stack, Stop, find_stacks, forward_of, run, still
 from hfprune.errors import ConfigError, DataError, ModelError
+from hfprune.masks import MaskSet
 from hfprune.originals import Originals
 from hfprune.weights import Weight
 
@@ -35,11 +37,11 @@ def visit(
     model: nn.Module,
     weights: dict[str, Weight],
     goals: dict[str, Goal],
-    gone: dict[str, torch.Tensor],
+    masks: MaskSet,
     data: Any,
     originals: Originals,
     loss: Forward | None = None,
-) -> dict[str, torch.Tensor]:
+) -> PackedTensors:
     """Prunes layers in the order in which they run; the model's weights change, and `originals` holds what they were.
 
     The blocks of a model are found by structure (`find_stacks`). A block's inputs are kept for one block at a time, and
@@ -52,13 +54,13 @@ def visit(
         name: the criterion's, for messages.
         model: any module.
         weights, goals: what is pruned and how much of it, by weight name.
-        gone: what is gone already, by weight name, in the weight's shape.
+        masks: what is gone already.
         data: a batch or an iterable of batches; `criterion.batches` of them are used.
         originals: takes each weight before it changes.
         loss: how a batch goes through the model, where it is not simply called with it.
 
     Returns:
-        What is gone now, by weight name, in the weight's shape.
+        What is kept now, by weight name, in the weight's shape.
 
     Raises:
         ConfigError: there is no data, or a weight whose inputs can't be seen.
@@ -71,7 +73,7 @@ def visit(
     batches = list(itertools.islice(batches_of(data), criterion.batches))
     if not batches:
         raise DataError("the calibration data holds no batch")
-    run_of = _Visit(criterion, model, layers, goals, gone, batches, forward_of(loss), originals)
+    run_of = _Visit(criterion, model, layers, goals, masks, batches, forward_of(loss), originals)
     with still(model):
         return run_of.through()
 
@@ -112,17 +114,17 @@ class _Visit:
         model: nn.Module,
         layers: dict[str, list[Layer]],
         goals: dict[str, Goal],
-        gone: dict[str, torch.Tensor],
+        masks: MaskSet,
         batches: list[Any],
         forward: Forward,
         originals: Originals,
     ):
         self.criterion, self.model, self.layers, self.goals = criterion, model, layers, goals
-        self.gone, self.batches, self.forward, self.originals = gone, batches, forward, originals
-        self.now: dict[str, torch.Tensor] = {}
+        self.masks, self.batches, self.forward, self.originals = masks, batches, forward, originals
+        self.kept = PackedTensors()
         self.tokens = [_Tokens(model, batch) for batch in batches]
 
-    def through(self) -> dict[str, torch.Tensor]:
+    def through(self) -> PackedTensors:
         """Prunes everything."""
         owners = {layer.module for group in self.layers.values() for layer in group}
         stacks = find_stacks(self.model, owners, self.batches[0], self.forward)
@@ -138,7 +140,7 @@ class _Visit:
                 else:
                     self._prune_group(group, order.uses, self._run_model)
                     step(", ".join(group[:1]))
-        return {name: self.now[name] for name in self.layers}
+        return self.kept
 
     def _inside(self, stacks: Iterable[Stack]) -> dict[str, str]:
         """Weight name to the path of the one block that holds all its layers."""
@@ -259,11 +261,13 @@ class _Visit:
                              f"name it in `ignore`, or give batches that reach it")  # fmt: skip
         if not torch.isfinite(mean).all() or not torch.isfinite(matrices).all():
             raise ModelError(f"{criterion} can't score '{name}': it, or what it is given, is not finite")
-        before = layer.to_matrices(self.gone[name]) if name in self.gone else None
+        before = self.masks.gone(name)
+        before = None if before is None else layer.to_matrices(before)
         gone, values = self.criterion.prune_layer(layer, matrices, mean, before, self.goals[name])
         self.originals.keep(parameter)
-        parameter.copy_(layer.from_matrices(values).masked_fill(layer.from_matrices(gone), 0.0))
-        self.now[name] = layer.from_matrices(gone).contiguous()
+        gone = layer.from_matrices(gone)
+        parameter.copy_(layer.from_matrices(values).masked_fill(gone, 0.0))
+        self.kept[name] = ~gone
 
 
 class _Tokens:
