@@ -65,7 +65,7 @@ class Layerwise(Criterion):
             goal: how much is to be gone.
 
         Returns:
-            A bool tensor, true for what is gone, and the new values, both in the shape of `matrices`.
+            A bool tensor, true for what is gone, and the new values of the rest, both in the shape of `matrices`.
         """
         raise NotImplementedError
 
@@ -102,14 +102,19 @@ class Wanda(Layerwise):
     def prune_layer(
         self, layer: Layer, matrices: torch.Tensor, sums: torch.Tensor, gone: torch.Tensor | None, goal: Goal
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = matrices.abs() * sums.sqrt().unsqueeze(1)
+        scores = matrices.abs().mul_(sums.sqrt().unsqueeze(1))
         if goal.group:
             chosen = select_pattern(layer, scores, gone, goal)
         else:
             width = scores.shape[-1] if self.per_row else scores.numel()
             before = None if gone is None else gone.reshape(-1, width)
             chosen = select_rows(scores.reshape(-1, width), goal.count, before).view(scores.shape)
-        return chosen, matrices.masked_fill(chosen, 0.0)
+        return chosen, matrices
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is infinite or not a number, found without a copy of the values."""
+    return not values.numel() or all(bool(torch.isfinite(end)) for end in values.aminmax())
 
 
 def select_pattern(layer: Layer, scores: torch.Tensor, gone: torch.Tensor | None, goal: Goal) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from hfprune.criteria.criterion import register_criterion
 from hfprune.criteria.layers import Layer
-from hfprune.criteria.layerwise import Goal, Layerwise, select_pattern
+from hfprune.criteria.layerwise import Goal, Layerwise, all_finite, select_pattern
 from hfprune.errors import ConfigError, ModelError
 from hfprune.selection import LayerScores, select
 
@@ -123,9 +123,12 @@ def inverse_factor(sums: torch.Tensor, damping: float, name: str) -> torch.Tenso
         factor, failed = torch.linalg.cholesky_ex(sums)
         if failed.any():
             continue
-        factor = torch.cholesky_inverse(factor)
-        factor, failed = torch.linalg.cholesky_ex(factor, upper=True)
-        if not failed.any() and torch.isfinite(factor).all():
+        if sums.device.type == "cpu":  # in place, which LAPACK allows: one copy beside the sums, not two
+            torch.cholesky_inverse(factor, out=factor)
+            torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
+        else:
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not failed.any() and all_finite(factor):
             return factor
     raise ModelError(f"pruning.criterion: 'sparsegpt' can't invert the Hessian of '{name}'; give more damping")
 

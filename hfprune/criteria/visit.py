@@ -20,7 +20,7 @@ from torch import nn
 from hfprune.bits import PackedTensors
 from hfprune.criteria.calibration import batches_of
 from hfprune.criteria.layers import Layer, layers_of, seen_by
-from hfprune.criteria.layerwise import Goal, Layerwise
+from hfprune.criteria.layerwise import Goal, Layerwise, all_finite
 from hfprune.criteria.stacks import Forward, Replay, Stack, Stop, find_stacks, forward_of, run, still
 from hfprune.errors import ConfigError, DataError, ModelError
 from hfprune.masks import MaskSet
@@ -259,14 +259,16 @@ class _Visit:
         if mean is None:
             raise ModelError(f"{criterion} can't score '{name}': it took no part in any calibration batch; "
                              f"name it in `ignore`, or give batches that reach it")  # fmt: skip
-        if not torch.isfinite(mean).all() or not torch.isfinite(matrices).all():
+        if not all_finite(mean) or not all_finite(matrices):
             raise ModelError(f"{criterion} can't score '{name}': it, or what it is given, is not finite")
         before = self.masks.gone(name)
         before = None if before is None else layer.to_matrices(before)
         gone, values = self.criterion.prune_layer(layer, matrices, mean, before, self.goals[name])
         self.originals.keep(parameter)
         gone = layer.from_matrices(gone)
-        parameter.copy_(layer.from_matrices(values).masked_fill(gone, 0.0))
+        if self.criterion.updates:
+            parameter.copy_(layer.from_matrices(values))
+        parameter.masked_fill_(gone, 0.0)
         self.kept[name] = ~gone
 
 
