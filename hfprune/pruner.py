@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import nn
 
 from hfprune.bits import PackedTensors
 from hfprune.config import PruningConfig
+from hfprune.counts import Counts
 from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of, gather
+from hfprune.criteria.complaints import and_more, warn_of_equal
 from hfprune.criteria.criterion import WITHOUT_DATA
-from hfprune.criteria.layerwise import Goal, shares
 from hfprune.criteria.visit import visit
 from hfprune.errors import ConfigError, ModelError
 from hfprune.granularity import parse_granularity
@@ -24,7 +24,7 @@ from hfprune.originals import Originals
 from hfprune.profiling import example_batch
 from hfprune.selection import LayerScores, pattern_candidates, select, select_each, select_rows
 from hfprune.units import block_sums, count_units, expand
-from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights, scorable
+from hfprune.weights import Weight, check_pattern, prunable_weights, scorable
 
 
 class Pruner:
@@ -50,13 +50,8 @@ class Pruner:
         self.weights = prunable_weights(model, config.include, config.ignore)
         for pattern in config.per_layer:
             check_pattern(model, pattern, "pruning.per_layer", self.weights)
-        self.own_ratio = {
-            name: config.per_layer[pattern]
-            for name in self.weights
-            if (pattern := pattern_for(name, config.per_layer)) is not None
-        }
         self.units = {name: count_units(weight, self.shape) for name, weight in self.weights.items()}
-        self._check_reachable()
+        self.counts = Counts(config, self.weights, self.units, self.shape, by_row=self.by_row and not self.visits)
 
     @property
     def needs_data(self) -> bool:
@@ -80,11 +75,7 @@ class Pruner:
 
     def wanted(self, target: float) -> int:
         """How many units are gone in all at a cumulative target, by scope, layers' own ratios and exact rounding."""
-        rest = [name for name in self.weights if name not in self.own_ratio]
-        own = sum(self._own_count(name, target) for name in self.own_ratio)
-        if self.config.scope == "layer" or self.shape.kind == "n:m":
-            return own + sum(self._layer_count(name, target) for name in rest)
-        return own + round(target * sum(self.units[name] for name in rest))
+        return self.counts.wanted(target)
 
     def select(
         self,
@@ -126,7 +117,7 @@ class Pruner:
         else:
             layers = [self._layer_scores(weight, masks, statistics[name]) for name, weight in self.weights.items()]
             gone = self._select_units(target, layers)
-            self._warn_of_equal(layers, gone)
+            self._warn_of_whole(layers, gone)
         found, kept = self.masks_of(gone), PackedTensors()
         for name in [*self.weights, *masks]:
             if name in masks and name in found:
@@ -151,32 +142,13 @@ class Pruner:
             originals: takes the values that change, which the caller puts back when anything fails.
         """
         masks = masks or MaskSet({})
-        goals = self._goals(target, masks)
+        goals = self.counts.goals(target, masks)
         name = self.config.criterion_name
         found = visit(self.criterion, name, self.model, self.weights, goals, masks, data, originals, loss)
         kept = PackedTensors()
         for name in [*self.weights, *masks]:
             kept.take(found if name in found else masks.kept, name)
         return MaskSet(kept, self.pattern)
-
-    def _goals(self, target: float, masks: MaskSet) -> dict[str, Goal]:
-        """How much of every layer goes; of a total over all layers each gives its share."""
-        already = {name: found.zeros for name, found in masks.sparsity().items()}
-        if self.shape.kind == "n:m":
-            whole = target >= self.config.ratio
-            counts = {name: self._layer_count(name, target) for name in self.weights}
-            return {name: Goal(count, self.shape.kept, self.shape.group, whole) for name, count in counts.items()}
-        counts = {name: self._own_count(name, target) for name in self.own_ratio}
-        rest = [name for name in self.weights if name not in self.own_ratio]
-        if self.config.scope == "layer":
-            counts |= {name: self._layer_count(name, target) for name in rest}
-        else:
-            sizes, least = [self.units[name] for name in rest], [already.get(name, 0) for name in rest]
-            most = [max(self._limit(name), already.get(name, 0)) for name in rest]
-            total = round(target * sum(sizes))
-            counts |= dict(zip(rest, shares(total, sizes, least, most), strict=True))
-        bounds = {name: max(self._limit(name), already.get(name, 0)) for name in counts}
-        return {name: Goal(min(max(count, already.get(name, 0)), bounds[name])) for name, count in counts.items()}
 
     def masks_of(self, gone: dict[str, torch.Tensor]) -> MaskSet:
         """The masks that hold these units at zero; the tensors are used up.
@@ -225,78 +197,12 @@ class Pruner:
             example = example_batch(self.model, example_inputs)
         return gather(self.criterion, self.model, self.weights, **given, example_inputs=example)
 
-    def _check_reachable(self) -> None:
-        if self.total_units == 0:
-            raise ConfigError(
-                f"pruning.granularity: no layer's input dimension holds a group of {self.shape.group}, so nothing of "
-                f"'{self.config.granularity}' can be pruned"
-            )
-        for name, ratio in self.own_ratio.items():
-            if round(ratio * self.units[name]) > self._limit(name):
-                raise ConfigError(f"pruning.per_layer: {ratio} for '{name}' removes more than min_kept allows")
-        rest = [name for name in self.weights if name not in self.own_ratio]
-        limits = sum(self._limit(name) for name in rest)
-        wanted = round(self.config.ratio * sum(self.units[name] for name in rest))
-        if self.config.scope == "global" and wanted > limits:
-            reachable = math.floor(limits / sum(self.units[name] for name in rest) * 1e4) / 1e4
-            raise ConfigError(
-                f"pruning.target.ratio: {self.config.ratio} can't be reached with min_kept {self.config.min_kept}; "
-                f"at most {reachable}"
-            )
-        by_row = self.by_row and not self.visits
-        if self.config.scope == "layer" or by_row:
-            for name in rest:
-                if round(self.config.ratio * self.units[name]) > self._limit(name):
-                    raise ConfigError(
-                        f"pruning.min_kept: {self.config.min_kept} keeps more of '{name}' ({self.units[name]} units) "
-                        f"than the ratio {self.config.ratio} does; use "
-                        + ("a smaller one" if by_row else "scope: global, or a smaller one")
-                    )
-        if self.shape.kind == "block":
-            self._check_blocks()
-
-    def _check_blocks(self) -> None:
-        """Refuses blocks so large that a layer goes as a whole, and warns where one may."""
-        blocks, final = f"pruning.granularity: '{self.config.granularity}' is too large", self.config.ratio
-        by_layer = self.weights if self.config.scope == "layer" else self.own_ratio
-        for name in by_layer:
-            units, ratio = self.units[name], self.own_ratio.get(name, final)
-            if 0 < units == round(ratio * units):
-                raise ConfigError(f"{blocks}: a ratio of {ratio} empties '{name}', that is {units} of them")
-        rest = [name for name in self.weights if name not in by_layer]
-        single = [name for name in rest if self.units[name] == self._limit(name) == 1]
-        if not single or not final:
-            return
-        more = f" (and {len(single) - 1} more)" if len(single) > 1 else ""
-        if round(final * sum(self.units[n] for n in rest)) > sum(min(self._limit(n), self.units[n] - 1) for n in rest):
-            raise ConfigError(
-                f"{blocks}: '{single[0]}'{more} is one of them, and a ratio of {final} must empty a layer"
-            )
-        warnings.warn(
-            f"{blocks}: '{single[0]}'{more} is one of them, which stays or goes as a whole; min_kept: 1 keeps it",
-            stacklevel=4,
-        )
-
-    def _limit(self, name: str) -> int:
-        """The most units of a layer that may go."""
-        least = self.config.min_kept
-        kept = least if isinstance(least, int) else math.ceil(least * self.units[name])
-        return max(0, self.units[name] - kept)
-
-    def _own_count(self, name: str, target: float) -> int:
-        """The count of a layer with a ratio of its own; it grows along the schedule as the target does."""
-        final = self.config.ratio
-        return round(self.own_ratio[name] * (target / final if final else 1.0) * self.units[name])
-
-    def _layer_count(self, name: str, target: float) -> int:
-        return round(target * self.units[name])
-
     def _select_units(self, target: float, layers: list[LayerScores]) -> dict[str, torch.Tensor]:
-        own = [layer for layer in layers if layer.name in self.own_ratio]
-        rest = [layer for layer in layers if layer.name not in self.own_ratio]
-        gone = select_each(own, {layer.name: self._own_count(layer.name, target) for layer in own})
+        own = [layer for layer in layers if layer.name in self.counts.own_ratio]
+        rest = [layer for layer in layers if layer.name not in self.counts.own_ratio]
+        gone = select_each(own, {layer.name: self.counts.own(layer.name, target) for layer in own})
         if self.config.scope == "layer":
-            gone |= select_each(rest, {layer.name: self._layer_count(layer.name, target) for layer in rest})
+            gone |= select_each(rest, {layer.name: self.counts.layer(layer.name, target) for layer in rest})
         elif rest:
             wanted = round(target * sum(layer.units for layer in rest))
             gone |= select(rest, max(wanted, sum(layer.already for layer in rest)))
@@ -307,7 +213,7 @@ class Pruner:
     ) -> dict[str, torch.Tensor]:
         """The same number of weights of every output row, in every layer by the same ratio."""
         gone = {}
-        goals = self._goals(target, masks)
+        goals = self.counts.goals(target, masks)
         for name, weight in self.weights.items():
             scores = weight.as_matrix(self._terms(weight, statistics[name], finish=True))
             before = masks.gone(name)
@@ -315,18 +221,18 @@ class Pruner:
             gone[name] = weight.from_matrix(chosen).contiguous()
         return gone
 
-    def _warn_of_equal(self, layers: list[LayerScores], gone: dict[str, torch.Tensor]) -> None:
+    def _warn_of_whole(self, layers: list[LayerScores], gone: dict[str, torch.Tensor]) -> None:
         """Says where a layer goes as a whole, and where its scores tell nothing apart."""
         name = self.config.criterion_name
         newly = {layer.name: int(gone[layer.name].sum()) for layer in layers}
         open_layers = [layer for layer in layers if newly[layer.name] > layer.already]
         emptied = [layer.name for layer in open_layers if newly[layer.name] == layer.units]
-        alike = [layer.name for layer in open_layers if layer.name not in emptied and layer.all_equal()]
-        for found, what in ((emptied, "removes all of"), (alike, "tells nothing apart in")):
-            if found:
-                more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-                hint = "; min_kept keeps a part of every layer" if found is emptied else ", whose scores are all equal"
-                warnings.warn(f"pruning.criterion: '{name}' {what} '{found[0]}'{more}{hint}", stacklevel=5)
+        if emptied:
+            which = f"'{emptied[0]}'{and_more(emptied)}"
+            hint = "min_kept keeps a part of every layer"
+            warnings.warn(f"pruning.criterion: '{name}' removes all of {which}; {hint}", stacklevel=5)
+        if alike := [layer.name for layer in open_layers if layer.name not in emptied and layer.all_equal()]:
+            warn_of_equal(name, alike)
 
     def _select_pattern(
         self, target: float, masks: MaskSet, statistics: dict[str, tuple[torch.Tensor, ...]]
@@ -350,7 +256,7 @@ class Pruner:
                 gone=None if before is None else before.reshape(-1),
                 candidates=candidates.reshape(-1),
             )
-            chosen = select_each([layer], {name: self._layer_count(name, target)})
+            chosen = select_each([layer], {name: self.counts.layer(name, target)})
             gone[name] = chosen[name].view(scores.shape)
         return gone
 
@@ -397,4 +303,4 @@ class Pruner:
         if scores is not None:
             scores_of = lambda start, stop, scores=scores: scores[start:stop]  # noqa: E731
         gone = None if gone is None else gone.reshape(-1)
-        return LayerScores(name, self.units[name], scores_of, gone=gone, limit=self._limit(name))
+        return LayerScores(name, self.units[name], scores_of, gone=gone, limit=self.counts.limit(name))

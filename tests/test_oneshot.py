@@ -69,9 +69,9 @@ def test_a_failure_in_the_data_changes_nothing(name, schedule):
         hfprune.prune(model, config)
     with pytest.raises(DataError):
         hfprune.prune(model, config, [])
-    with pytest.raises(ModelError, match="^the model can't take the batch: "):
+    with pytest.raises(ModelError, match="^pruning.criterion: 'taylor': the model can't take the batch: "):
         hfprune.prune(model, config, [batch, {"wrong": torch.ones(1)}])
-    with pytest.raises(ModelError, match="^the loss on calibration batch 1 is nan; nothing was pruned$"):
+    with pytest.raises(ModelError, match="the loss on calibration batch 1 is nan; nothing was pruned$"):
         hfprune.prune(model, config, batch, loss=lambda m, b: next(m.parameters()).sum() * torch.nan)
     with pytest.raises(ZeroDivisionError):
         hfprune.prune(model, config, batch, loss=lambda m, b: 1 / 0)

@@ -19,6 +19,7 @@ from torch import nn
 
 from hfprune.bits import PackedTensors
 from hfprune.criteria.calibration import batches_of
+from hfprune.criteria.complaints import blaming
 from hfprune.criteria.layers import Layer, layers_of, seen_by
 from hfprune.criteria.layerwise import Goal, Layerwise, all_finite
 from hfprune.criteria.stacks import Forward, Replay, Stack, Stop, find_stacks, forward_of, run, still
@@ -74,7 +75,7 @@ def visit(
     if not batches:
         raise DataError("the calibration data holds no batch")
     run_of = _Visit(criterion, model, layers, goals, masks, batches, forward_of(loss), originals)
-    with still(model):
+    with still(model), blaming(name):
         return run_of.through()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, Progress, gather
+from hfprune.criteria.complaints import warn_of_equal
 from hfprune.criteria.criterion import WITHOUT_DATA
 from hfprune.errors import ConfigError, ModelError
 from hfprune.profiling import example_batch
@@ -294,12 +294,7 @@ class StructuredPruner:
         """Says where scores tell units nothing apart."""
         alike = [name for name, score in scores.items() if len(score) > 1 and bool((score == score[0]).all())]
         if alike and self.criterion.name != "random":
-            more = f" (and of {len(alike) - 1} more groups)" if len(alike) > 1 else ""
-            warnings.warn(
-                f"pruning.criterion: '{self.criterion.name}' scores all units of '{alike[0]}'{more} alike; which of "
-                f"them go says nothing",
-                stacklevel=4,
-            )
+            warn_of_equal(self.criterion.name, alike)
 
     def _take_back(self, done: int) -> None:
         while len(self._journals) > done:

@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_a_number():
     bad = inputs.clone()
     bad[0, 0] = torch.nan
     message = refusal(model, [(inputs, labels), (bad, labels)], ModelError)
-    assert message == "the loss on calibration batch 2 is nan; nothing was pruned"
+    assert message == "pruning.criterion: 'taylor': the loss on calibration batch 2 is nan; nothing was pruned"
 
 
 @pytest.mark.parametrize(
@@ -170,23 +170,25 @@ def test_a_loss_that_is_not_a_number():
     ids=["width", "class", "count", "name"],
 )
 def test_batches_that_do_not_fit(data):
-    assert refusal(MLP(), data, ModelError).startswith("the model can't take the batch: ")
+    assert refusal(MLP(), data, ModelError).startswith("pruning.criterion: 'taylor': the model can't take the batch: ")
 
 
 def test_token_ids_beyond_the_vocabulary():
     batch = texts()
     batch["input_ids"] = batch["input_ids"] + 1000
-    assert refusal(bert(), batch, ModelError).startswith("the model can't take the batch: ")
+    assert refusal(bert(), batch, ModelError).startswith(
+        "pruning.criterion: 'taylor': the model can't take the batch: "
+    )
 
 
 def test_a_loss_that_depends_on_nothing():
     message = refusal(MLP(), vectors(), ModelError, loss=lambda model, batch: torch.tensor(1.0))
-    assert message.startswith("the loss on calibration batch 1 ")
+    assert message.startswith("pruning.criterion: 'taylor': the loss on calibration batch 1 ")
 
 
 def test_a_loss_that_is_no_scalar():
     message = refusal(MLP(), vectors(), ModelError, loss=lambda model, batch: model(batch[0]))
-    assert message.startswith("the loss on calibration batch 1 ")
+    assert message.startswith("pruning.criterion: 'taylor': the loss on calibration batch 1 ")
 
 
 def test_default_losses():
@@ -282,5 +284,5 @@ def test_a_unit_whose_consumer_never_runs():
 
 def test_units_that_scores_tell_nothing_about_are_named():
     config = PruningConfig(criterion="bn_scale", granularity="channel", target=0.5, round_to=1)
-    with pytest.warns(UserWarning, match="'bn_scale' scores all units of 'conv1' .* alike"):
+    with pytest.warns(UserWarning, match="'bn_scale' tells nothing apart in 'conv1' .*, whose scores are all equal"):
         hfprune.prune(CNN(), config, example_inputs=images()[0])

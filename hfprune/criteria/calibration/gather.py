@@ -15,6 +15,7 @@ from hfprune.criteria.calibration.gradients import gradient, squared_gradient
 from hfprune.criteria.calibration.inputs import activation_entropy, active_fraction, input_norm, mean_activation
 from hfprune.criteria.calibration.running import Calibration, Progress
 from hfprune.criteria.calibration.second import curvature
+from hfprune.criteria.complaints import blaming
 from hfprune.criteria.criterion import WITHOUT_DATA, Criterion
 from hfprune.errors import ConfigError, ModelError
 from hfprune.weights import Weight
@@ -72,9 +73,10 @@ def gather(
         )
     if len(needed) > 1 or "activation_entropy" in needed:  # several passes over the same batches
         calibration = replace(calibration, data=list(itertools.islice(batches_of(data), criterion.batches)))
-    for statistic in wanted:
-        if statistic not in found:
-            found[statistic] = _statistic(statistic, calibration, criterion, found)
+    with blaming(criterion.name):
+        for statistic in wanted:
+            if statistic not in found:
+                found[statistic] = _statistic(statistic, calibration, criterion, found)
     absent = next((name for name in weights for s in wanted if name not in found[s]), None)
     if absent is not None and not partial:
         raise ModelError(
