@@ -3,7 +3,7 @@
 python scripts/bench_layerwise.py [--criterion sparsegpt wanda] [--blocks 2] [--batches 8] [--tokens 256]
 
 Each criterion runs in a process of its own. Printed are the memory of the process with the model and its data, the peak
-while its weights are pruned, and what the peak is made of as far as it can be counted: the masks (one byte a weight),
+while its weights are pruned, and what the peak is made of as far as it can be counted: the masks (one bit a weight),
 the hidden states before and after a block, and the sums of products of the widest layer with what inverting them takes.
 Only the first `--blocks` blocks are pruned, since the memory does not grow with their number but for the masks, and
 the time does; 0 prunes all. Linux only.
@@ -81,7 +81,7 @@ def contender(criterion: str, options: argparse.Namespace, answers: Any) -> None
             "model": sum(p.numel() * p.element_size() for p in model.parameters()),
             "before": before,
             "peak": peak,
-            "masks": masks.numel,
+            "masks": masks.numel // 8,
             "states": 2 * 2 * options.batches * options.batch_size * options.tokens * SIZES["hidden_size"],
             "sums": width * width * 4 if criterion == "sparsegpt" else 0,
         }
