@@ -85,7 +85,7 @@ def removed(report: Mapping[str, Any]) -> list[str]:
     """Sentences that count what is gone; none where nothing was removed."""
     found = report.get("removed")
     if not found:
-        return []
+        return _reached(report) if report.get("plan") else []
     kinds: dict[str, list[int]] = {}
     for group in found["groups"].values():
         counts = kinds.setdefault(group["kind"], [0, 0])
@@ -102,6 +102,14 @@ def removed(report: Mapping[str, Any]) -> list[str]:
     ]
     sentence = f"{' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))} are gone"
     return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}."]
+
+
+def _reached(report: Mapping[str, Any]) -> list[str]:
+    """What the checkpoint itself records, where no run counted the units."""
+    reached = report.get("reached") or {}
+    if "ratio" in reached:
+        return [f"{percent(reached['ratio'])} of the units are gone."]
+    return [f"{percent(reached[key])} of the {words} are left." for key, words in _MEASURES.items() if key in reached]
 
 
 def code(text: str) -> str:
