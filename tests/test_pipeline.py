@@ -14,6 +14,7 @@ import hfprune
 from hfprune import Recipe
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.pipeline import run
+from tests.support.cards import load_as_the_card_says
 
 
 def recipe_values(folder: Path, **sections) -> dict:
@@ -121,11 +122,10 @@ def test_an_own_module_by_its_function(tmp_path, monkeypatch):
         folder, model={"name": "own_digits_net:make", "args": {"width": 12}, "pretrained": True}, data=data
     )
     assert report["pruned"]["params"] == 64 * 12 + 12 + 12 * 10 + 10
-    import own_digits_net
-
-    loaded = hfprune.from_pretrained(folder, model=lambda: own_digits_net.make(width=12))
-    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    assert "from own_digits_net import Net" in (folder / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    loaded = load_as_the_card_says(folder / "README.md")["model"]
+    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10) and loaded.body[1].out_features == 12
+    assert "from own_digits_net import make" in (folder / "README.md").read_text()
 
 
 def test_without_a_baseline_the_model_is_pruned_as_it_is(tmp_path):

@@ -17,7 +17,7 @@ from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.metadata import read_block
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError, ConfigError
-from hfprune.hub.loading import Kind, kind_of, loading_lines
+from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines
 from hfprune.hub.metadata import base_model, card_data, data_name, is_local, section
 from hfprune.hub.validation import check_card
 from hfprune.hub.words import code, fence, method, removed
@@ -224,6 +224,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
         "sparsity": block.get("sparsity") or {},
         "plan": block.get("plan"),
         "stored_sparse": "encodings" in block,
+        "architecture": architecture(folder),
         "reached": done.get("reached"),
         "recipe": {"pruning": config} if config else {},
         "base_model": done.get("base_model"),
@@ -271,7 +272,7 @@ def _summary(report: Mapping[str, Any]) -> str:
 def _architecture(report: Mapping[str, Any]) -> str:
     name = section(report, "model", "name")
     if not name or is_local(name):
-        return "A model"
+        return f"A {code(report['architecture'])}" if report.get("architecture") else "A model"
     return f"A model of the architecture {code(name)}"
 
 

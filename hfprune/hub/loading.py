@@ -28,6 +28,18 @@ def kind_of(folder: str | Path) -> Kind:
     return "timm" if "architecture" in config else "module"
 
 
+def architecture(folder: str | Path) -> str | None:
+    """The name of the class that was saved, or timm's name of the architecture.
+
+    Raises:
+        CheckpointError: the folder holds no config.json that can be read.
+    """
+    config = _config(folder)
+    if "architecture" in config:
+        return config["architecture"]
+    return (config.get("architectures") or [""])[0].rpartition(":")[2] or None
+
+
 def loading_lines(folder: str | Path, source: str | None = None, maker: Mapping[str, str] | None = None) -> str:
     """Python lines that load the checkpoint in a folder, with all that it needs and nothing else.
 
@@ -87,7 +99,7 @@ def _transformers_lines(config: Mapping[str, Any], folder: Path, source: str) ->
         with_hfprune = f"# or with hfprune, and no code of the checkpoint\nimport hfprune\n\n{plain}"
         return f"{imported}\n\n{trusted}{others}\n\n{with_hfprune}"
     if hooked:
-        return f"import hfprune  # lets transformers load it\n{imported}\n\n{plain}{others}"
+        return f"# hfprune gives transformers the loader\nimport hfprune\n{imported}\n\n{plain}{others}"
     if config["model_type"] == _TIMM_ALONE:
         return f"{imported}\n\n{plain}{others}\n\n# or with timm alone\nimport timm\n\nmodel = {_timm_call(source)}"
     return f"{imported}\n\n{plain}{others}"

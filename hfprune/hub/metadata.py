@@ -34,9 +34,10 @@ def card_data(report: Mapping[str, Any], name: str, kind: Kind, **known: Any) ->
         known[key] = _as_list(known.get(key) or origin.get(key))
     # The Hub has no relation that says pruned.
     base = base_model(report) or origin.get("base_model")
+    results = _results(report, tag)
     return ModelCardData(
-        model_name=name,
-        eval_results=_results(report, tag),
+        model_name=name if results else None,
+        eval_results=results,
         base_model=base,
         base_model_relation="finetune" if base else None,
         library_name=None if kind == "module" else kind,

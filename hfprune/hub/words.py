@@ -43,7 +43,10 @@ def method(pruning: PruningConfig, report: Mapping[str, Any]) -> list[str]:
         units = " and ".join(_UNITS[name] for name in pruning.granularities)
         what = f"Removed were {units}, {words}, {scope}: the tensors are smaller, and nothing is left in their place."
     else:
-        what = f"Set to zero were {_granularity(parse_granularity(pruning.granularity))}, {words}, {scope}."
+        shape = parse_granularity(pruning.granularity)
+        # A pattern decides within each of its groups, whatever the scope.
+        ranked = words if shape.kind == "n:m" else f"{words}, {scope}"
+        what = f"Set to zero were {_granularity(shape)}, {ranked}."
     return [
         what,
         f"{went}{f'{each} {tuned}' if tuned else ''}.",
