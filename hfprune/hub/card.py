@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import jinja2
@@ -20,7 +20,7 @@ from hfprune.errors import CheckpointError, ConfigError
 from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines
 from hfprune.hub.metadata import base_model, card_data, data_name, is_local, section
 from hfprune.hub.validation import check_card
-from hfprune.hub.words import code, fence, method, removed
+from hfprune.hub.words import code, fence, method, removed, trained_first
 from hfprune.registry import did_you_mean
 from hfprune.report.tables import (
     as_markdown,
@@ -75,7 +75,8 @@ def render_card(
 
     Args:
         report: the report; what it does not hold is left out of the card.
-        recipe_yaml: the effective recipe, shown word for word; None leaves its section out.
+        recipe_yaml: the effective recipe, shown word for word, but for what comes before the last part of a full path
+            on this machine; None leaves its section out.
         kind: which library loads the model; `module` is the user's own class.
         loading: Python lines that load the model.
         license, datasets, language: metadata as the Hub writes it; by default what the report says of the base model.
@@ -105,7 +106,7 @@ def render_card(
         pictures=list(pictures),
         main_metric=title(main_metric(report)),
         loading=_fenced(loading, "python"),
-        recipe=_fenced(recipe_yaml, "yaml") if recipe_yaml else None,
+        recipe=_fenced(_without_places(recipe_yaml, report), "yaml") if recipe_yaml else None,
         environment=_environment(report),
         limits=_limits(report),
     ).strip()
@@ -242,6 +243,15 @@ def _pruning(report: Mapping[str, Any]) -> PruningConfig | None:
         raise ConfigError(one_line(error, "pruning")) from error
 
 
+def _without_places(recipe_yaml: str, report: Mapping[str, Any]) -> str:
+    """The recipe without the folders of this machine, which tell of its owner."""
+    for part, key in (("model", "name"), ("data", "name"), ("output", "folder"), ("output", "template")):
+        path = section(report, part, key)
+        if path and (path.startswith("~") or Path(path).is_absolute() or PureWindowsPath(path).is_absolute()):
+            recipe_yaml = recipe_yaml.replace(path, PureWindowsPath(path).name)
+    return recipe_yaml
+
+
 def _output_name(report: Mapping[str, Any]) -> str:
     return Path(section(report, "output", "folder") or "").name or "pruned-model"
 
@@ -254,6 +264,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     model = report.get("base_model") if base_model(report) else None
     link = f"[{model}](https://huggingface.co/{model})" if model else _architecture(report)
     parts = [f"{link}, pruned with hfprune{f' and evaluated on {_data_words(report)}' if data_name(report) else ''}."]
+    parts += trained_first(report.get("recipe") or {})
     if numel:
         tensors = f"{len(entries)} tensor{'' if len(entries) == 1 else 's'}"
         parts.append(f"{percent(zeros / numel)} of the {numel:,} values in {tensors} are zero ({zeros:,}).")

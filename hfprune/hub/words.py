@@ -53,6 +53,17 @@ def method(pruning: PruningConfig, report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def trained_first(recipe: Mapping[str, Any]) -> list[str]:
+    """A sentence on the dense model where the same run trained it."""
+    baseline = recipe.get("baseline")
+    if not baseline:
+        return []
+    epochs = baseline.get("epochs")
+    length = f"{epochs:g} epochs" if epochs else f"{baseline.get('max_steps')} optimizer steps"
+    drawn = ", from random weights" if (recipe.get("model") or {}).get("pretrained") is False else ""
+    return [f"Before that the dense model was trained for {length}{drawn}."]
+
+
 def _recovery(recovery: Recovery) -> str:
     """Such as 'for at most 12 epochs, ended after 6, then 3 evaluations without improvement'; empty if not said."""
 

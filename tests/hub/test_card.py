@@ -187,6 +187,27 @@ def test_a_local_base_model_and_local_data_are_not_told(base):
     assert ModelCard(text).data.eval_results[0].dataset_name == "pets"
 
 
+def test_the_recipe_says_nothing_of_where_things_lie_on_this_machine():
+    given = report()
+    places = {"model": "/home/me/models/dense", "data": "C:\\Users\\me\\pets", "output": "~/runs/small"}
+    for part, path in places.items():
+        given["recipe"][part]["folder" if part == "output" else "name"] = path
+    text = render(given, recipe_yaml="\n".join(f"{part}: {path}" for part, path in places.items()))
+    assert "model: dense\ndata: pets\noutput: small\n" in text
+    assert not any(path in text for path in places.values())
+    relative = report()
+    assert "folder: runs/small" in render(relative, recipe_yaml="output:\n  folder: runs/small")
+
+
+def test_a_baseline_of_the_same_run_is_told():
+    given = report(base_model=None)
+    given["recipe"] |= {"baseline": {"epochs": 30}}
+    given["recipe"]["model"]["pretrained"] = False
+    assert "Before that the dense model was trained for 30 epochs, from random weights." in render(given)
+    given["recipe"]["baseline"] = {"max_steps": 500}
+    assert "was trained for 500 optimizer steps, from" in render(given)
+
+
 def test_the_file_is_named_after_its_folder_and_shows_the_pictures_that_are_there(tmp_path):
     folder = tmp_path / "vit-80"
     folder.mkdir()
