@@ -26,7 +26,7 @@ def emissions(follow: bool = True) -> Iterator[dict[str, Any]]:
         A dict that is empty until the block has ended; then `energy_kwh`, `source` and, where the country is known,
         `co2_grams` (CO2 equivalents) and `location`; still empty where codecarbon is not installed or found nothing.
 
-    Source: https://github.com/mlco2/codecarbon.
+    Source: https://github.com/mlco2/codecarbon (tried with 3.3.2).
     """
     found: dict[str, Any] = {}
     tracker = _tracker() if follow else None
@@ -49,8 +49,11 @@ def _tracker() -> Any:
         except ImportError:
             return None
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-        # By default it writes a file into the working folder, and its settings may let it send results.
-        return OfflineEmissionsTracker(save_to_file=False, save_to_api=False, log_level="critical")
+        # By default it writes a file into the working folder; its settings may let it send results and ask for the
+        # current mix of a grid.
+        return OfflineEmissionsTracker(
+            save_to_file=False, save_to_api=False, electricitymaps_api_token="", log_level="critical"
+        )
 
 
 def _read(tracker: Any) -> dict[str, Any]:

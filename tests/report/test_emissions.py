@@ -38,7 +38,8 @@ def test_energy_and_emissions_are_those_of_the_block(tracker):
         assert found == {} and tracker.calls[-1] == "start"
     assert found["co2_grams"] == pytest.approx(0.7) and found["location"] == "France"
     assert found["energy_kwh"] == 0.002 and found["source"].startswith("codecarbon")
-    assert tracker.calls[0]["save_to_file"] is False and tracker.calls[0]["save_to_api"] is False
+    settings = tracker.calls[0]
+    assert settings["save_to_file"] is settings["save_to_api"] is False and not settings["electricitymaps_api_token"]
 
 
 def test_without_a_country_there_are_no_emissions(tracker):
