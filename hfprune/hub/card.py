@@ -17,7 +17,7 @@ from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.metadata import read_block
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError, ConfigError
-from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines
+from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines, read_config
 from hfprune.hub.metadata import base_model, card_data, data_name, is_local, section
 from hfprune.hub.validation import check_card
 from hfprune.hub.words import code, fence, method, removed, trained_first
@@ -148,9 +148,10 @@ def write_card(
     if "recipe_yaml" not in parts:
         parts["recipe_yaml"] = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
     if "kind" not in parts:
-        parts["kind"] = kind_of(folder)
+        parts["kind"] = kind_of(read_config(folder))
     if "loading" not in parts:
-        parts["loading"] = loading_lines(folder, name, report.get("maker"))
+        files = [path.name for path in folder.iterdir()]
+        parts["loading"] = loading_lines(read_config(folder), name, beside=files, maker=report.get("maker"))
     parts.setdefault("pictures", [picture for picture in PICTURES if (folder / picture).is_file()])
     path = folder / CARD_FILE
     write_text(path, render_card(report, name=name, template=template, **parts))
@@ -225,7 +226,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
         "sparsity": block.get("sparsity") or {},
         "plan": block.get("plan"),
         "stored_sparse": "encodings" in block,
-        "architecture": architecture(folder),
+        "architecture": architecture(read_config(folder)),
         "reached": done.get("reached"),
         "recipe": {"pruning": config} if config else {},
         "base_model": done.get("base_model"),

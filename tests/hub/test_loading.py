@@ -1,18 +1,17 @@
 """The lines by which each kind of checkpoint loads, run as the card says them."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import hfprune
 from hfprune import PruningConfig
 from hfprune.errors import CheckpointError
-from hfprune.hub.loading import kind_of, loading_lines, loads_from
+from hfprune.hub.loading import architecture, kind_of, loading_lines
 from tests.support import models
 from tests.support.cards import load_as_the_card_says, loading_of
 from tests.support.models import logits
@@ -41,6 +40,7 @@ KINDS = {  # how it is made and saved; what its lines say; what they do not
     "timm_uneven": (SMALL["timm_vit"].build, {}, "import hfprune\n", "timm.create_model"),
     "module": (lambda: masked(PlainNet()), {}, "from tests.training.setup import PlainNet", "lambda"),
 }
+TIMM_CLASS = "TimmWrapperForImageClassification"
 BATCH = {
     "uneven": "llama",
     "timm": "timm_vit",
@@ -75,41 +75,45 @@ def test_the_tokenizer_is_loaded_where_there_is_one(tmp_path):
     assert names["model"](**names["tokenizer"]("a", return_tensors="pt")).logits.shape == (1, 2)
 
 
-def test_a_class_whose_name_says_nothing_of_its_task(tmp_path):
-    assert isinstance(model := models.gpt2(), GPT2LMHeadModel)
-    hfprune.save_pretrained(masked(model), "gpt2")
-    assert "AutoModelForCausalLM.from_pretrained" in loading_lines("gpt2")
+def test_a_class_whose_name_says_nothing_of_its_task():
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    assert 'AutoModelForCausalLM.from_pretrained("gpt2")' in loading_lines(config, "gpt2")
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    assert "AutoModelForMaskedLM" in loading_lines(config, "bert")
+    config = {"model_type": "mine", "architectures": ["MyModel"]}
+    assert "from transformers import MyModel\n" in loading_lines(config, "mine")
 
 
-def test_a_module_that_was_made_with_arguments(tmp_path):
-    hfprune.save_pretrained(masked(PlainNet()), "own")
-    lines = loading_lines("own", maker={"import": "nets.small:make", "call": "make(width=12)[0]"})
+def test_a_module_that_was_made_with_arguments():
+    config = {"architectures": ["nets.small:Net"]}
+    lines = loading_lines(config, "own", maker={"import": "nets.small:make", "call": "make(width=12)[0]"})
     assert "from nets.small import make\n" in lines and "model=lambda: make(width=12)[0])" in lines
 
 
-def test_a_class_of_a_script_is_left_to_its_owner(tmp_path):
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "config.json").write_text(json.dumps({"architectures": ["__main__:Net"]}))
-    lines = loading_lines("own")
+def test_a_class_of_a_script_is_left_to_its_owner():
+    lines = loading_lines({"architectures": ["__main__:Net"]}, "own")
     assert "# Net: the model's class, from your own code" in lines and "from __main__" not in lines
 
 
-def test_the_lines_name_the_repository_once_it_lies_there(tmp_path):
-    hfprune.save_pretrained(masked(models.timm_vit()), "small")
-    text = loads_from(hfprune.write_card("small").read_text(), "small", "me/small-vit")
-    assert 'AutoModelForImageClassification.from_pretrained("me/small-vit")' in text
-    assert 'timm.create_model("hf-hub:me/small-vit", pretrained=True)' in text and "local-dir" not in text
+def test_a_repository_on_the_hub():
+    config = {"model_type": "timm_wrapper", "architecture": "resnet18", "architectures": [TIMM_CLASS]}
+    lines = loading_lines(config, "me/small", on_hub=True, revision="v1")
+    assert 'AutoModelForImageClassification.from_pretrained("me/small", revision="v1")' in lines
+    assert 'timm.create_model("hf-hub:me/small@v1", pretrained=True)' in lines
+    assert (kind_of(config), architecture(config)) == ("timm", "resnet18")
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="holds no config.json"):
-        loading_lines(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="can't be read"):
-        kind_of(tmp_path)
+        hfprune.write_card(tmp_path)
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="can't be read"):
+            hfprune.write_card(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(CheckpointError, match="says nothing of pruning"):
         hfprune.write_card(tmp_path)
+    assert not (tmp_path / "README.md").exists()
 
 
 ALONE = """
