@@ -1,5 +1,7 @@
 """Metadata that the Hub would not take is an error before anything is written."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -50,6 +52,7 @@ BAD = [
 
 def test_a_good_card_passes():
     check_card(GOOD)
+    check_card((Path(__file__).parents[2] / "model_cards" / "example" / "README.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("old", "new", "message"), BAD, ids=[f"{new or 'without'} {m}" for _, new, m in BAD])
