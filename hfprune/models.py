@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.timm import wrap_timm
 from hfprune.data.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.errors import ModelError
+from hfprune.hub.origin import read_origin, timm_origin
 from hfprune.recipe import ModelSection
 from hfprune.registry import did_you_mean
 
@@ -54,11 +55,15 @@ class LoadedModel:
         model: the module, in evaluation mode.
         processing_class: the tokenizer or image processor; None for timm, whose config says it all, and own modules.
         base_model: the Hub id whose weights were loaded, else None.
+        origin: licence, languages, data and base model of the weights that were loaded, as far as they are known.
+        maker: for a function of one's own: `import` and `call`, by which the same module is made again.
     """
 
     model: nn.Module
     processing_class: Any = None
     base_model: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    maker: dict[str, str] | None = None
 
 
 def load_model(section: ModelSection, task: str, labels: list[str] | None) -> LoadedModel:
@@ -144,9 +149,11 @@ def _from_timm(section: ModelSection, task: str, labels: list[str] | None) -> Lo
     if source.hf_hub_id:
         return _from_hub(section, task, labels, source.hf_hub_id)
     try:
-        return _wrapped(name, section, task, labels, pretrained=True)
+        loaded = _wrapped(name, section, task, labels, pretrained=True)
     except HUB_ERRORS as error:
         raise not_reachable("model.name", section.name, error) from None
+    loaded.origin = timm_origin(source.to_dict())
+    return loaded
 
 
 def _wrapped(
@@ -174,7 +181,7 @@ def _wrapped(
 
 
 def _from_hub(section: ModelSection, task: str, labels: list[str] | None, hub_id: str) -> LoadedModel:
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    small = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
     weights = ["model.safetensors", "model-*.safetensors"] if section.pretrained else []
     folder = fetch("model.name", hub_id, revision=section.revision, patterns=small + weights)
     if section.pretrained and not list(folder.glob("*.safetensors")):
@@ -197,6 +204,15 @@ def _from_folder(folder: Path, section: ModelSection, task: str, labels: list[st
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"model.name: '{path}' is not valid JSON: {error}") from error
+    loaded = _from_files(folder, values, section, task, labels)
+    loaded.origin = read_origin(folder) if section.pretrained else {}
+    return loaded
+
+
+def _from_files(
+    folder: Path, values: dict[str, Any], section: ModelSection, task: str, labels: list[str] | None
+) -> LoadedModel:
+    """The model in a folder, by the library whose it is."""
     of_timm = "architecture" in values and "model_type" not in values
     changed = section.args or not section.pretrained or (labels and values.get("num_classes") != len(labels))
     if of_timm or (values.get("model_type") == "timm_wrapper" and changed and "quantization_config" not in values):
@@ -300,7 +316,16 @@ def _from_function(section: ModelSection, labels: list[str] | None) -> LoadedMod
     model, processing_class = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model.name: {section.name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return LoadedModel(model, processing_class)
+    return LoadedModel(model, processing_class, maker=_maker(section.name, args, made))
+
+
+def _maker(name: str, args: dict[str, Any], made: Any) -> dict[str, str]:
+    """What makes the module again, for those who load it."""
+    function = name.partition(":")[2]
+    call = f"{function}({', '.join(f'{key}={value!r}' for key, value in args.items())})"
+    if isinstance(made, tuple):
+        return {"import": name, "call": f"{call}[0]"}
+    return {"import": name, "call": call if args else function}
 
 
 def _signature(function: Callable) -> inspect.Signature:

@@ -23,12 +23,14 @@ from hfprune.checkpoint.save import save_pretrained
 from hfprune.checkpoint.verify import verify
 from hfprune.config import PruningConfig
 from hfprune.data import PreparedData, open_data, prepare
+from hfprune.data.sources import is_on_hub
 from hfprune.errors import CheckpointError, ConfigError
-from hfprune.hub.card import write_card
+from hfprune.hub.card import RECIPE_FILE, REPORT_FILE, check_template, write_card
 from hfprune.metrics import Metrics, metrics_for
 from hfprune.models import LoadedModel, load_model
 from hfprune.profiling import Measurement, example_batch, measure
 from hfprune.recipe import Recipe, load_yaml
+from hfprune.report.emissions import emissions
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
 from hfprune.report.tables import comparison_table, removed_table, steps_table
@@ -39,8 +41,6 @@ from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 
-RECIPE_FILE = "recipe.yaml"
-REPORT_FILE = "pruning_report.json"
 DENSE_FOLDER = "dense"
 DENSE_FILE = "dense.json"
 """Written last into the dense folder: it says that the dense model is complete, and how good it is."""
@@ -93,17 +93,21 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             _clear_way(folder, recipe, resume, console)
-    began = time.perf_counter()
-    dense_metric = _train_dense(job, resume)
-    dense = copy.deepcopy(job.model).cpu()
     last = last_checkpoint(folder) if resume else None
-    if last is not None and PartialState().is_main_process:
-        console.print(f"resuming from {last}", highlight=False)
-    job.trainer.train(resume_from_checkpoint=str(last) if last else None)
-    pruned_metric = numbers(job.trainer.evaluate())
+    # Of a run that was interrupted only the rest is seen, which says nothing of the whole.
+    whole = not (resume and (last or (folder / DENSE_FOLDER).is_dir()))
+    began = time.perf_counter()
+    with emissions(follow=whole and PartialState().is_main_process) as spent:
+        dense_metric = _train_dense(job, resume)
+        dense = copy.deepcopy(job.model).cpu()
+        if last is not None and PartialState().is_main_process:
+            console.print(f"resuming from {last}", highlight=False)
+        job.trainer.train(resume_from_checkpoint=str(last) if last else None)
+        pruned_metric = numbers(job.trainer.evaluate())
     if PartialState().is_main_process:
         # One process measures while the others rest.
-        report = _report(job, dense, dense_metric, pruned_metric, time.perf_counter() - began)
+        seconds = {"seconds": round(time.perf_counter() - began, 3)} if whole else {}
+        report = _report(job, dense, dense_metric, pruned_metric) | seconds | ({"emissions": spent} if spent else {})
         _write(job, report, dense)
         _show(report, console, folder)
     PartialState().wait_for_everyone()
@@ -115,6 +119,8 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     folder = Path(recipe.output.folder)
     if folder.is_file():
         raise ConfigError(f"output.folder: '{folder}' is a file; name a folder")
+    if recipe.output.template is not None:
+        check_template(recipe.output.template)
     metrics = metrics_for(recipe.data.metrics, recipe.data.task)
     arguments = _arguments(recipe, metrics)
     if recipe.baseline is not None:
@@ -261,7 +267,7 @@ def _is_own(model: nn.Module) -> bool:
 
 
 def _report(
-    job: _Job, dense: nn.Module, dense_metric: dict[str, float], pruned_metric: dict[str, float], seconds: float
+    job: _Job, dense: nn.Module, dense_metric: dict[str, float], pruned_metric: dict[str, float]
 ) -> dict[str, Any]:
     trainer, model = job.trainer, job.model
     before, after = _measure_both(job, dense.to(next(model.parameters()).device), model)
@@ -277,10 +283,19 @@ def _report(
         "main_metric": job.metrics.main,
         "greater_is_better": job.metrics.greater_is_better,
         "base_model": job.loaded.base_model,
-        "seconds": round(seconds, 3),
+        **_lineage(job),
         "seed": trainer.args.seed,
         "environment": environment(device, dtype),
     }
+
+
+def _lineage(job: _Job) -> dict[str, Any]:
+    """Where the model and its data come from, as a card says it."""
+    origin = dict(job.loaded.origin)
+    if is_on_hub(job.recipe.data.name):
+        origin["datasets"] = list(dict.fromkeys([job.recipe.data.name, *origin.get("datasets", [])]))
+    found = {"origin": origin, "maker": job.loaded.maker}
+    return {key: value for key, value in found.items() if value}
 
 
 def _conditions(job: _Job) -> dict[str, Any]:
@@ -308,9 +323,13 @@ def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measu
 def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
-        sparse = job.recipe.output.sparse
-        save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class, sparse=sparse)
+        output, tokens = job.recipe.output, job.loaded.processing_class
+        options = {"sparse": output.sparse, "remote_code": output.remote_code}
+        save_pretrained(job.model, side, job.trainer.masks, tokens, **options)
         _prove(job, side, dense)
+        if output.sparse is not None:
+            report["stored_sparse"] = True
+            report["pruned"]["bytes"] = sum(file.stat().st_size for file in side.glob("*.safetensors"))
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
         write_text(side / REPORT_FILE, json.dumps(report, indent=2) + "\n")
         if report["sparsity"]:
@@ -318,14 +337,7 @@ def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
         if "removed" in report:
             units_plot(report, side / "units.png")
         trajectory_plot(report, side / "trajectory.png")
-        write_card(
-            side,
-            report,
-            name=job.folder.resolve().name,
-            recipe_yaml=job.recipe.to_yaml(),
-            kind=_kind(job.model),
-            loading=_loading(job.model, job.folder, sparse is not None),
-        )
+        write_card(side, report, name=job.folder.resolve().name, template=job.recipe.output.template)
 
 
 def _prove(job: _Job, folder: Path, dense: nn.Module) -> None:
@@ -346,35 +358,6 @@ def _prove(job: _Job, folder: Path, dense: nn.Module) -> None:
         said, again = (main_outputs(one.eval()(*args, **kwargs)) for one in (model, loaded))
     if not all(torch.allclose(one, other, 1e-3, 1e-4) for one, other in zip(said, again, strict=True)):
         raise CheckpointError("the saved model does not answer as the one that was saved; nothing was written")
-
-
-def _kind(model: nn.Module) -> str:
-    if is_timm(model) or type(model).__name__.startswith("TimmWrapper"):
-        return "timm"
-    return "transformers" if isinstance(model, PreTrainedModel) else "module"
-
-
-def _loading(model: nn.Module, folder: Path, sparse: bool) -> str:
-    """The lines that load this checkpoint."""
-    path = folder.name
-    if not isinstance(model, PreTrainedModel):
-        kind = type(model)
-        return (
-            f"import hfprune\nfrom {kind.__module__} import {kind.__qualname__}\n\n"
-            f'model = hfprune.from_pretrained("{path}", model={kind.__qualname__})'
-        )
-    name = type(model).__name__
-    for task in ("ImageClassification", "SequenceClassification", "CausalLM"):
-        if name.endswith(f"For{task}"):
-            name = f"AutoModelFor{task}"
-    lines = f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{path}")'
-    if sparse or getattr(model.config, "quantization_config", None) is not None:  # not for the libraries alone
-        return f"import hfprune\n{lines}"
-    if _kind(model) == "timm":
-        lines += (
-            f'\n\n# or with timm alone\nimport timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)'
-        )
-    return lines
 
 
 def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = False) -> None:

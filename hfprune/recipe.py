@@ -97,11 +97,15 @@ class OutputSection(StrictModel):
     Attributes:
         folder: of the checkpoint, card, report and pictures.
         sparse: `bitmask` stores masked tensors sparse; the checkpoint then needs `import hfprune` to load.
+        remote_code: add a modeling file by which an uneven transformers model loads without hfprune.
+        template: a Jinja file that takes the place of the card's own (`model_cards/card.md.jinja`).
         batch_sizes: at which latency is measured.
     """
 
     folder: Name
     sparse: Literal["bitmask"] | None = None
+    remote_code: bool = False
+    template: Name | None = None
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32])
 
 

@@ -269,7 +269,8 @@ HUB_SCRIPT = """
     for name in sys.argv[1:]:
         try:
             loaded = load_model(ModelSection(name=name), "image-classification", list("abcdefghij"))
-            print(json.dumps([loaded.base_model, loaded.model.name_or_path, loaded.model.config.num_labels]))
+            facts = [loaded.base_model, loaded.model.name_or_path, loaded.model.config.num_labels, loaded.origin]
+            print(json.dumps(facts))
         except NotReachable as error:
             print(error)
 """
@@ -291,13 +292,27 @@ def test_the_hub_is_read_from_the_cache_or_said_to_be_out_of_reach_in_one_line(t
     (repository / "refs" / "main").write_text("0" * 40)
     source = timm.create_model("resnet18", num_classes=4, **RESNET)
     timm.models.save_for_hf(source, str(snapshot), safe_serialization=True)
+    (snapshot / "README.md").write_text("---\nlicense: apache-2.0\ndatasets: [imagenet-1k]\n---\n# resnet18\n")
 
     lines = run_offline(tmp_path, "timm/resnet18.a1_in1k", "timm/resnet34.a1_in1k", "google-bert/bert-base-uncased")
-    assert json.loads(lines[0]) == ["timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", 10]
+    origin = {"license": "apache-2.0", "datasets": ["imagenet-1k"]}
+    assert json.loads(lines[0]) == ["timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", 10, origin]
     for line, name in zip(lines[1:], ["timm/resnet34.a1_in1k", "google-bert/bert-base-uncased"], strict=True):
         assert line.startswith(f"model.name: '{name}' could not be reached on the Hub (offline mode is on); ")
         assert line.endswith("--set model.name=PATH")
     assert len(lines) == 3
+
+
+def test_what_a_function_was_called_with_is_remembered(tmp_path, monkeypatch):
+    (tmp_path / "nets_to_call.py").write_text(
+        "from torch import nn\ndef make(width=2, num_labels=3):\n    return nn.Linear(width, num_labels)\n"
+        "def with_words():\n    return nn.Linear(2, 2), 'a tokenizer'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    made = load("nets_to_call:make", args={"width": 4}).maker
+    assert made == {"import": "nets_to_call:make", "call": "make(width=4, num_labels=10)"}
+    assert load("nets_to_call:with_words", labels=None).maker["call"] == "with_words()[0]"
+    assert load("nets_to_call:make", labels=None).maker["call"] == "make"
 
 
 def test_what_was_loaded_with_a_new_head_saves_and_loads_plainly(tmp_path):

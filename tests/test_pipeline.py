@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from rich.console import Console
 from transformers import AutoModelForImageClassification
 
@@ -14,6 +15,7 @@ import hfprune
 from hfprune import Recipe
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.pipeline import run
+from tests.support.cards import load_as_the_card_says
 
 
 def recipe_values(folder: Path, **sections) -> dict:
@@ -121,11 +123,10 @@ def test_an_own_module_by_its_function(tmp_path, monkeypatch):
         folder, model={"name": "own_digits_net:make", "args": {"width": 12}, "pretrained": True}, data=data
     )
     assert report["pruned"]["params"] == 64 * 12 + 12 + 12 * 10 + 10
-    import own_digits_net
-
-    loaded = hfprune.from_pretrained(folder, model=lambda: own_digits_net.make(width=12))
-    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    assert "from own_digits_net import Net" in (folder / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    loaded = load_as_the_card_says(folder / "README.md")["model"]
+    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10) and loaded.body[1].out_features == 12
+    assert "from own_digits_net import make" in (folder / "README.md").read_text()
 
 
 def test_without_a_baseline_the_model_is_pruned_as_it_is(tmp_path):
@@ -140,6 +141,28 @@ def test_without_a_baseline_the_model_is_pruned_as_it_is(tmp_path):
     dense = json.loads((first / "dense" / "dense.json").read_text())
     assert report["dense"]["metric"] == pytest.approx(dense["metric"], abs=1e-6)
     assert not (tmp_path / "second" / "dense").exists()
+
+
+def test_the_card_says_where_the_model_comes_from_in_ones_own_template(tmp_path):
+    import timm
+
+    sizes = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4, "in_chans": 1, "num_classes": 10}
+    timm.models.save_for_hf(timm.create_model("resnet18", **sizes), str(tmp_path / "dense"), safe_serialization=True)
+    (tmp_path / "dense" / "README.md").write_text("---\nlicense: mit\nlanguage: en\ndatasets: [mnist]\n---\n")
+    (tmp_path / "own.jinja").write_text("---\n{{ card_data }}\n---\n# {{ name }}, mine\n\n{{ loading }}\n")
+    report = run_recipe(
+        tmp_path / "run",
+        model={"name": str(tmp_path / "dense"), "args": {}, "pretrained": True},
+        data={"image_size": 32},
+        baseline=None,
+        pruning={"target": 0.9},
+        output={"template": str(tmp_path / "own.jinja"), "sparse": "bitmask"},
+    )
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert (card.data.license, card.data.language, card.data.datasets) == ("mit", ["en"], ["mnist"])
+    assert card.text.startswith("# run, mine\n") and "import hfprune\n" in card.text
+    stored = sum(path.stat().st_size for path in (tmp_path / "run").glob("*.safetensors"))
+    assert report["pruned"]["bytes"] == stored < report["dense"]["bytes"]
 
 
 def test_an_earlier_run_is_moved_aside_and_kept(tmp_path):
@@ -223,6 +246,7 @@ def test_failing_to_write_the_result_leaves_nothing_half_done(tmp_path, monkeypa
 
 
 BAD = [
+    ({"output": {"template": "no_such.jinja"}}, "the card's template 'no_such.jinja' can't be read"),
     ({"training": {"learnig_rate": 1}}, "training.learnig_rate: unknown key; did you mean 'learning_rate'"),
     ({"training": {"learning_rate": "fast"}}, "training.learning_rate: input should be a valid number.* not 'fast'"),
     ({"training": {"output_dir": "x"}}, "training.output_dir: .* use output.folder"),
@@ -353,3 +377,5 @@ def test_resuming_an_interrupted_removal_ends_alike(tmp_path, monkeypatch):
     resumed = run_recipe(tmp_path / "run", pruning=HEADS, resume=True)
     assert resumed["pruned"]["metric"] == whole["pruned"]["metric"]
     assert resumed["removed"] == whole["removed"]
+    # What was seen of the time is not the whole of it.
+    assert whole["seconds"] > 0 and "seconds" not in resumed

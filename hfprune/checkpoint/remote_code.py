@@ -173,15 +173,16 @@ def _classes(model: Any) -> dict[str, tuple[str, list[str]]]:
         raise CheckpointError(
             f"remote_code: {kind.__name__} is no class of transformers, which the file would build on"
         )
-    found = {kind.__name__: ("", _autos(model.config.model_type, kind.__name__))}
+    found = {kind.__name__: ("", auto_classes(model.config.model_type, kind.__name__))}
     backbone = getattr(model, model.base_model_prefix, None)
     name = type(backbone).__name__
-    if "AutoModel" in _autos(model.config.model_type, name) and name not in found:
+    if "AutoModel" in auto_classes(model.config.model_type, name) and name not in found:
         found[name] = (f"{model.base_model_prefix}.", ["AutoModel"])
     return found
 
 
-def _autos(model_type: str, name: str) -> list[str]:
+def auto_classes(model_type: str, name: str) -> list[str]:
+    """The names of transformers' auto classes that load a class, in alphabetical order."""
     from transformers.models.auto import modeling_auto
 
     autos = []

@@ -50,6 +50,12 @@ def open_splits(section: DataSection) -> dict[str, Dataset]:
     return _open_hub(section)
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether `data.name` is that of a dataset on the Hub, as `open_splits` takes it."""
+    path = Path(name).expanduser()
+    return not (name in builtin or path.exists() or looks_like_path(name) or path.suffix in LOADERS)
+
+
 def is_lines(section: DataSection) -> bool:
     """Whether the rows are the lines of a running text, whose order means something, rather than documents."""
     path = Path(section.name).expanduser()

@@ -43,11 +43,25 @@ def method(pruning: PruningConfig, report: Mapping[str, Any]) -> list[str]:
         units = " and ".join(_UNITS[name] for name in pruning.granularities)
         what = f"Removed were {units}, {words}, {scope}: the tensors are smaller, and nothing is left in their place."
     else:
-        what = f"Set to zero were {_granularity(parse_granularity(pruning.granularity))}, {words}, {scope}."
+        shape = parse_granularity(pruning.granularity)
+        # A pattern decides within each of its groups, whatever the scope.
+        ranked = words if shape.kind == "n:m" else f"{words}, {scope}"
+        what = f"Set to zero were {_granularity(shape)}, {ranked}."
     return [
         what,
         f"{went}{f'{each} {tuned}' if tuned else ''}.",
     ]
+
+
+def trained_first(recipe: Mapping[str, Any]) -> list[str]:
+    """A sentence on the dense model where the same run trained it."""
+    baseline = recipe.get("baseline")
+    if not baseline:
+        return []
+    epochs = baseline.get("epochs")
+    length = f"{epochs:g} epochs" if epochs else f"{baseline.get('max_steps')} optimizer steps"
+    drawn = ", from random weights" if (recipe.get("model") or {}).get("pretrained") is False else ""
+    return [f"Before that the dense model was trained for {length}{drawn}."]
 
 
 def _recovery(recovery: Recovery) -> str:
@@ -85,7 +99,7 @@ def removed(report: Mapping[str, Any]) -> list[str]:
     """Sentences that count what is gone; none where nothing was removed."""
     found = report.get("removed")
     if not found:
-        return []
+        return _reached(report) if report.get("plan") else []
     kinds: dict[str, list[int]] = {}
     for group in found["groups"].values():
         counts = kinds.setdefault(group["kind"], [0, 0])
@@ -102,6 +116,14 @@ def removed(report: Mapping[str, Any]) -> list[str]:
     ]
     sentence = f"{' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))} are gone"
     return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}."]
+
+
+def _reached(report: Mapping[str, Any]) -> list[str]:
+    """What the checkpoint itself records, where no run counted the units."""
+    reached = report.get("reached") or {}
+    if "ratio" in reached:
+        return [f"{percent(reached['ratio'])} of the units are gone."]
+    return [f"{percent(reached[key])} of the {words} are left." for key, words in _MEASURES.items() if key in reached]
 
 
 def code(text: str) -> str:

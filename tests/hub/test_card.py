@@ -1,9 +1,13 @@
 import pytest
 from huggingface_hub import ModelCard
 
+import hfprune
+from hfprune import PruningConfig
 from hfprune.errors import ConfigError
-from hfprune.hub.card import render_card, template_path, write_card
+from hfprune.hub.card import check_template, render_card, template_path, write_card
 from hfprune.recipe import Recipe
+from tests.support import models
+from tests.support.surgery import SMALL
 
 LOADING = 'model = AutoModelForImageClassification.from_pretrained("me/small")'
 
@@ -79,7 +83,50 @@ def test_what_is_not_known_is_not_said():
     assert data["tags"] == ["pruned", "sparse", "hfprune", "pytorch"]
     assert not {"base_model", "base_model_relation", "library_name", "license", "datasets", "language"} & set(data)
     assert not {"pipeline_tag", "model-index"} & set(data)
-    assert not any(word in text for word in ("Latency:", "latency,", "MACs", "Recipe", "accuracy", "None", "seed"))
+    words = ("Latency:", "atency", "MACs", "Recipe", "accuracy", "None", "seed", "Made with", "How it went")
+    assert not any(word in text for word in words)
+
+
+def test_the_base_model_passes_on_its_licence_languages_and_data():
+    origin = {
+        "license": "other",
+        "license_name": "small-licence",
+        "license_link": "LICENSE",
+        "language": ["en", "de"],
+        "datasets": ["cifar10", "imagenet-1k"],
+        "base_model": ["me/base-of-the-base"],
+    }
+    data = ModelCard(render(report(origin=origin))).data.to_dict()
+    assert [data.get(key) for key in origin] == [*list(origin.values())[:-1], "timm/vit_tiny_patch16_224.augreg_in21k"]
+    # A local model's own base is what the Hub knows.
+    data = ModelCard(render(report(origin=origin, base_model=None))).data.to_dict()
+    assert data["base_model"] == ["me/base-of-the-base"] and data["base_model_relation"] == "finetune"
+    assert "base-of-the-base" not in ModelCard(render(report(origin=origin, base_model=None))).text
+
+
+def test_a_configuration_of_the_data_stands_beside_its_results():
+    given = report()
+    given["recipe"]["data"] |= {"name": "glue", "config": "sst2", "eval_split": "validation"}
+    result = ModelCard(render(given)).data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("glue", "sst2", "validation")
+
+
+def test_energy_and_emissions_stand_where_they_were_estimated():
+    spent = {"energy_kwh": 0.0021, "co2_grams": 0.75, "location": "France", "source": "codecarbon 3.3.2"}
+    text = render(report(emissions=spent))
+    found = ModelCard(text).data.to_dict()["co2_eq_emissions"]
+    assert (found["emissions"], found["source"], found["geographical_location"]) == (0.75, "codecarbon 3.3.2", "France")
+    assert found["hardware_used"] == "2 CPU cores (x86_64)"
+    assert "- energy: 2.1 Wh (the whole machine, estimated by codecarbon 3.3.2)" in text
+    assert "- emissions: 0.75 g of CO2 equivalents (France)" in text
+    del spent["co2_grams"]
+    assert "co2_eq_emissions" not in ModelCard(render(report(emissions=spent))).data.to_dict()
+    assert "energy" not in render() and "emissions" not in render()
+
+
+def test_a_sparse_file_is_smaller_and_the_model_is_not():
+    text = render(report(stored_sparse=True))
+    assert "**Only the file is smaller:**" in text and "neither the file" not in text
 
 
 def test_latency_stands_with_its_machine_batch_and_dtype():
@@ -140,6 +187,27 @@ def test_a_local_base_model_and_local_data_are_not_told(base):
     assert ModelCard(text).data.eval_results[0].dataset_name == "pets"
 
 
+def test_the_recipe_says_nothing_of_where_things_lie_on_this_machine():
+    given = report()
+    places = {"model": "/home/me/models/dense", "data": "C:\\Users\\me\\pets", "output": "~/runs/small"}
+    for part, path in places.items():
+        given["recipe"][part]["folder" if part == "output" else "name"] = path
+    text = render(given, recipe_yaml="\n".join(f"{part}: {path}" for part, path in places.items()))
+    assert "model: dense\ndata: pets\noutput: small\n" in text
+    assert not any(path in text for path in places.values())
+    relative = report()
+    assert "folder: runs/small" in render(relative, recipe_yaml="output:\n  folder: runs/small")
+
+
+def test_a_baseline_of_the_same_run_is_told():
+    given = report(base_model=None)
+    given["recipe"] |= {"baseline": {"epochs": 30}}
+    given["recipe"]["model"]["pretrained"] = False
+    assert "Before that the dense model was trained for 30 epochs, from random weights." in render(given)
+    given["recipe"]["baseline"] = {"max_steps": 500}
+    assert "was trained for 500 optimizer steps, from" in render(given)
+
+
 def test_the_file_is_named_after_its_folder_and_shows_the_pictures_that_are_there(tmp_path):
     folder = tmp_path / "vit-80"
     folder.mkdir()
@@ -165,6 +233,89 @@ def test_a_card_that_cannot_be_made_leaves_the_old_one(tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
     template.write_text("# {{ name }}: {{ main_metric }}")
     assert "accuracy" in write_card(tmp_path, report(), template=template, **parts).read_text()
+
+
+def test_a_template_may_hold_the_metadata_too(tmp_path):
+    own = tmp_path / "own.jinja"
+    own.write_text("---\n{{ card_data }}\nthumbnail: trajectory.png\n---\n# {{ name }}\n")
+    card = ModelCard(render(template=own))
+    assert card.data.to_dict()["thumbnail"] == "trajectory.png" and card.data.library_name == "transformers"
+    assert card.text.strip() == "# small"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("---\n{{ card_data }}\nlanguage: English\n---\n", "the card's metadata.language.*'English'"),
+        ("---\n{{ card_data }}\n", "the card has no metadata"),
+        ("---\nname: {{ name }}: x\n---\n", "the card's metadata can't be read"),
+        ("{{ environment.zzz.zzz }}", "does not render"),
+        ("{{ 1 / 0 }}", "does not render: division by zero"),
+        ("{{ name.__class__.__mro__ }}", "does not render: access to attribute '__class__'"),
+    ],
+)
+def test_a_template_that_breaks_the_card_is_refused_in_one_line(tmp_path, text, line):
+    own = tmp_path / "own.jinja"
+    own.write_text(text)
+    check_template(own)
+    with pytest.raises(ConfigError, match=line) as raised:
+        render(template=own)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_template_is_checked_before_there_is_a_card(tmp_path):
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ summry }}")
+    with pytest.raises(ConfigError, match="uses the unknown variable 'summry'; did you mean 'summary'"):
+        check_template(own)
+    own.write_text("{% if %}")
+    with pytest.raises(ConfigError, match="does not render"):
+        check_template(own)
+    with pytest.raises(ConfigError, match="can't be read"):
+        check_template(tmp_path / "missing.jinja")
+    check_template(template_path())
+
+
+# ---- from a checkpoint alone ----------------------------------------------------------------------------------------
+
+
+def test_a_model_pruned_without_a_run_has_a_card_of_what_is_recorded(tmp_path):
+    model = models.vit()
+    hfprune.prune(model, PruningConfig(criterion="l2", granularity="2:4"))
+    hfprune.save_pretrained(model, tmp_path / "half")
+    text = write_card(tmp_path / "half").read_text()
+    data = ModelCard(text).data.to_dict()
+    assert data["tags"] == ["pruned", "sparse", "hfprune", "nm"] and data["library_name"] == "transformers"
+    assert "A `ViTForImageClassification`, pruned with hfprune" in text
+    assert "criterion `l2`" in text and "2 of every 4" in text and "scope" not in text
+    assert not {"model-index", "pipeline_tag"} & set(data)
+    assert not any(word in text for word in ("Before and after", "Recipe", "atency", "seed"))
+
+
+def test_measurements_of_ones_own_go_into_the_table(tmp_path):
+    model = models.vit()
+    dense = hfprune.measure(model, batch_sizes=())
+    hfprune.prune(model, PruningConfig(target=0.5))
+    hfprune.save_pretrained(model, tmp_path)
+    measured = {"dense": dense.to_dict(), "pruned": hfprune.measure(model, batch_sizes=()).to_dict()}
+    text = write_card(tmp_path, measured).read_text()
+    assert f"| parameters | {dense.params:,} | {dense.params:,} | 1.00x |" in text and "atency" not in text
+
+
+@pytest.mark.parametrize("name", ["llama", "timm_vit"])
+def test_a_smaller_model_says_what_is_left(tmp_path, name):
+    hfprune.save_pretrained(SMALL[name].build(), tmp_path)
+    text = write_card(tmp_path).read_text()
+    tags = ["pruned", "structured-pruning", "hfprune"]
+    assert ModelCard(text).data.tags == tags and "50.00 % of the units are gone." in text
+    assert "zeros alone" not in text
+
+
+def test_a_sparse_checkpoint_says_that_its_file_is_smaller(tmp_path):
+    model = models.vit()
+    hfprune.prune(model, PruningConfig(target=0.9))
+    hfprune.save_pretrained(model, tmp_path, sparse="bitmask")
+    assert "**Only the file is smaller:**" in write_card(tmp_path).read_text()
 
 
 def test_the_template_is_found_without_installation():
