@@ -8,6 +8,9 @@ as zero is an element all of whose bits are zero, so that -0.0 is a value.
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -120,15 +123,33 @@ def expand(values: torch.Tensor, mask: np.ndarray, count: int) -> torch.Tensor:
         raise CheckpointError(f"the mask has {set_bits} places, but there are {len(values)} values")
     bits = _bits(values).cpu().numpy()
     result = np.zeros(count, dtype=bits.dtype)
-    taken = 0
-    for start in range(0, count, _CHUNK):
-        part = result[start : start + _CHUNK]
-        # Places as numbers: several times as fast as a mask of bools.
-        kept = np.unpackbits(mask[start // 8 : (start + _CHUNK) // 8], count=len(part), bitorder="little")
-        where = np.flatnonzero(kept.view(bool))
-        part[where] = bits[taken : taken + len(where)]
-        taken += len(where)
+
+    def fill(stripe: tuple[int, int, int]) -> None:
+        start, end, taken = stripe
+        for first in range(start, end, _CHUNK):
+            part = result[first : min(first + _CHUNK, end)]
+            kept = np.unpackbits(mask[first // 8 : (first + _CHUNK) // 8], count=len(part), bitorder="little")
+            # Places as numbers: several times as fast as a mask of bools.
+            where = np.flatnonzero(kept.view(bool))
+            part[where] = bits[taken : taken + len(where)]
+            taken += len(where)
+
+    stripes = _stripes(mask, count)
+    if len(stripes) > 1:
+        with ThreadPoolExecutor(len(stripes)) as pool:
+            list(pool.map(fill, stripes))
+    else:
+        fill(stripes[0])
     return torch.from_numpy(result).view(values.dtype).to(values.device)
+
+
+def _stripes(mask: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+    """Parts of a tensor for as many threads as torch may use: start, end, and the values before; small ones whole."""
+    size = max(_CHUNK, -(-count // torch.get_num_threads() // _CHUNK) * _CHUNK)
+    starts = range(0, max(count, 1), size)
+    kept = [int(np.bitwise_count(mask[start // 8 : (start + size) // 8]).sum(dtype=np.int64)) for start in starts]
+    before = [0, *itertools.accumulate(kept)]
+    return [(start, min(start + size, count), taken) for start, taken in zip(starts, before, strict=False)]
 
 
 def _mask_of_pairs(places: np.ndarray, count: int) -> np.ndarray:
