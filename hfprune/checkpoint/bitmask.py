@@ -93,6 +93,25 @@ def unpack(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], e
     Raises:
         CheckpointError: the parts do not belong to one another or to the shape.
     """
+    count = _checked_count(values, places, shape, encoding)
+    if values.is_meta:
+        return torch.empty(shape, dtype=values.dtype, device="meta")
+    return expand(values, _mask(places, count, encoding), count).view(shape)
+
+
+def unpack_zeros(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], encoding: str) -> torch.Tensor:
+    """Where the tensor that was packed equals zero, as `unpack(...) == 0` says, at less expense; raises as it does."""
+    count = _checked_count(values, places, shape, encoding)
+    mask = _mask(places, count, encoding)
+    _check_mask(mask, values)
+    zeros = torch.from_numpy(np.unpackbits(~mask, count=count, bitorder="little")).view(torch.bool)
+    if bool((values == 0).any()):  # -0.0, or groups of four with less than two values
+        zeros |= expand((values == 0).view(torch.uint8), mask, count).view(torch.bool)
+    return zeros.view(shape)
+
+
+def _checked_count(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], encoding: str) -> int:
+    """How many elements the shape has, if the parts can be those of such a tensor."""
     count = int(np.prod(shape, dtype=np.int64))
     if encoding not in SUFFIXES:
         raise CheckpointError(f"unknown encoding '{encoding}'; known: {', '.join(SUFFIXES)}")
@@ -102,14 +121,23 @@ def unpack(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], e
         raise CheckpointError(f"{len(values)} values and {len(places)} bytes of places do not fit the shape {shape}")
     if len(places) != -(-count // 8):
         raise CheckpointError(f"a mask of {len(places)} bytes does not fit {count} elements")
-    if values.is_meta:
-        return torch.empty(shape, dtype=values.dtype, device="meta")
+    return count
+
+
+def _mask(places: torch.Tensor, count: int, encoding: str) -> np.ndarray:
+    """One bit an element, the lowest of a byte first, whatever the encoding."""
     mask = places.cpu().numpy()
     if encoding == "2:4":
-        mask = _mask_of_pairs(mask, count)
-    elif count % 8 and mask[-1] >> count % 8:
+        return _mask_of_pairs(mask, count)
+    if count % 8 and mask[-1] >> count % 8:
         raise CheckpointError("the mask has bits set beyond the last element")
-    return expand(values, mask, count).view(shape)
+    return mask
+
+
+def _check_mask(mask: np.ndarray, values: torch.Tensor) -> None:
+    set_bits = int(np.bitwise_count(mask).sum(dtype=np.int64))
+    if set_bits != len(values):
+        raise CheckpointError(f"the mask has {set_bits} places, but there are {len(values)} values")
 
 
 def expand(values: torch.Tensor, mask: np.ndarray, count: int) -> torch.Tensor:
@@ -118,9 +146,7 @@ def expand(values: torch.Tensor, mask: np.ndarray, count: int) -> torch.Tensor:
     Raises:
         CheckpointError: there are not as many values as bits.
     """
-    set_bits = int(np.bitwise_count(mask).sum(dtype=np.int64))
-    if set_bits != len(values):
-        raise CheckpointError(f"the mask has {set_bits} places, but there are {len(values)} values")
+    _check_mask(mask, values)
     bits = _bits(values).cpu().numpy()
     result = np.zeros(count, dtype=bits.dtype)
 

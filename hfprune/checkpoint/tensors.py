@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hfprune.checkpoint.bitmask import SUFFIXES, unpack
+from hfprune.checkpoint.bitmask import SUFFIXES, unpack, unpack_zeros
 from hfprune.errors import CheckpointError
 
 Shape = tuple[int, ...]
-T = TypeVar("T")
 
 SHAPES = "hfprune_shapes"
 """The key in a file's metadata under which the shapes of sparse tensors stand: a JSON map of name to list."""
@@ -45,7 +45,8 @@ def header(path: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    return _opened(path, lambda file: {name: shape for name, (shape, _) in _contents(path, file).items()})
+    with _opened(path) as file:
+        return {name: shape for name, (shape, _) in _contents(path, file).items()}
 
 
 def encodings(path: Path) -> dict[str, str]:
@@ -54,29 +55,37 @@ def encodings(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    return _opened(path, lambda file: {name: how for name, (_, how) in _contents(path, file).items() if how})
+    with _opened(path) as file:
+        return {name: how for name, (_, how) in _contents(path, file).items() if how}
 
 
-def read(path: Path, name: str) -> torch.Tensor:
-    """One tensor of a file, dense.
+def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Where tensors of a file equal zero, one after the other: name and bools in its shape.
 
     Raises:
         CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
     """
-    return _opened(path, lambda file: _dense(path, file, name, *_contents(path, file)[name]))
+    with _opened(path) as file:
+        contents = _contents(path, file)
+        for name in names:
+            shape, how = contents[name]
+            yield name, _expanded(unpack_zeros, path, file, name, shape, how) if how else file.get_tensor(name) == 0
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, dense; raises as `read` does."""
-    return _opened(
-        path, lambda file: {name: _dense(path, file, name, *how) for name, how in _contents(path, file).items()}
-    )
+    """All tensors of a file, dense; raises as `read_zeros` does."""
+    with _opened(path) as file:
+        return {
+            name: _expanded(unpack, path, file, name, shape, how) if how else file.get_tensor(name)
+            for name, (shape, how) in _contents(path, file).items()
+        }
 
 
-def _opened(path: Path, look: Callable[[Any], T]) -> T:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return look(file)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from error
 
@@ -106,12 +115,12 @@ def _sparse_shapes(path: Path, metadata: dict[str, str]) -> dict[str, Shape]:
     return shapes
 
 
-def _dense(path: Path, file: Any, name: str, shape: Shape, how: str) -> torch.Tensor:
-    if not how:
-        return file.get_tensor(name)
+def _expanded(
+    way: Callable[..., torch.Tensor], path: Path, file: Any, name: str, shape: Shape, how: str
+) -> torch.Tensor:
     values, places = (file.get_tensor(name + end) for end in SUFFIXES[how])
     try:
-        return unpack(values, places, shape, how)
+        return way(values, places, shape, how)
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': '{name}' can't be expanded: {error}") from error
 
