@@ -22,12 +22,13 @@ METHOD = "hfprune"
 class PrunedConfig(QuantizationConfigMixin):
     """Says in config.json that a model needs hfprune to load. The facts stand beside it, in the block `hfprune`."""
 
-    def __init__(self, storage_only: bool = False, **_: Any):
+    def __init__(self, storage_only: bool = False, legacy: bool = False, **_: Any):
         self.quant_method = METHOD
         self.storage_only = storage_only
+        self.legacy = legacy
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD} | ({"storage_only": True} if self.storage_only else {})
+        return {"quant_method": METHOD} | {name: True for name in ("storage_only", "legacy") if getattr(self, name)}
 
 
 class PrunedLoader(HfQuantizer):
@@ -44,6 +45,7 @@ class PrunedLoader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **kwargs: Any) -> Any:
         from hfprune.checkpoint import plugin
 
+        plugin.check_stored(model, checkpoint_files)
         if not self.quantization_config.storage_only:
             self.rebuild = plugin.prepare(model, checkpoint_files)
         return model
@@ -52,7 +54,7 @@ class PrunedLoader(HfQuantizer):
         """How tensors that are stored sparse become dense while they are loaded."""
         from hfprune.checkpoint.expansion import expanders
 
-        return expanders()
+        return expanders(self.quantization_config.legacy)
 
     def postprocess_model(self, model: Any, **kwargs: Any) -> Any:
         """Finishes the model, which is then an ordinary one: trainable, castable, and saved by transformers alone."""

@@ -107,7 +107,6 @@ def measure(case: Case, size: float, runs: int, room: Path) -> dict[str, float]:
         runs,
     )
     assert all(torch.equal(t, tensors[n]) for n, t in load_file(scratch / "dense" / file.name).items())
-    del tensors
     shutil.rmtree(scratch)
     seconds |= by_turns(
         {

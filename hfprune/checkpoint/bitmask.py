@@ -99,11 +99,17 @@ def unpack(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], e
     return expand(values, _mask(places, count, encoding), count).view(shape)
 
 
+def check_parts(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], encoding: str) -> None:
+    """Raises as `unpack` does, without reading the values."""
+    count = _checked_count(values, places, shape, encoding)
+    check_mask(_mask(places, count, encoding), values)
+
+
 def unpack_zeros(values: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], encoding: str) -> torch.Tensor:
     """Where the tensor that was packed equals zero, as `unpack(...) == 0` says, at less expense; raises as it does."""
     count = _checked_count(values, places, shape, encoding)
     mask = _mask(places, count, encoding)
-    _check_mask(mask, values)
+    check_mask(mask, values)
     zeros = torch.from_numpy(np.unpackbits(~mask, count=count, bitorder="little")).view(torch.bool)
     if bool((values == 0).any()):  # -0.0, or groups of four with less than two values
         zeros |= expand((values == 0).view(torch.uint8), mask, count).view(torch.bool)
@@ -134,7 +140,8 @@ def _mask(places: torch.Tensor, count: int, encoding: str) -> np.ndarray:
     return mask
 
 
-def _check_mask(mask: np.ndarray, values: torch.Tensor) -> None:
+def check_mask(mask: np.ndarray, values: torch.Tensor) -> None:
+    """Raises a CheckpointError if a mask has not as many bits set as there are values."""
     set_bits = int(np.bitwise_count(mask).sum(dtype=np.int64))
     if set_bits != len(values):
         raise CheckpointError(f"the mask has {set_bits} places, but there are {len(values)} values")
@@ -146,7 +153,7 @@ def expand(values: torch.Tensor, mask: np.ndarray, count: int) -> torch.Tensor:
     Raises:
         CheckpointError: there are not as many values as bits.
     """
-    _check_mask(mask, values)
+    check_mask(mask, values)
     bits = _bits(values).cpu().numpy()
     result = np.zeros(count, dtype=bits.dtype)
 
@@ -204,4 +211,3 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.element_size() not in _INTEGERS or tensor.is_complex():
         raise CheckpointError(f"tensors of {tensor.dtype} can't be stored sparse")
     return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
-

@@ -13,7 +13,7 @@ from hfprune.checkpoint.expansion import forget_expanders
 from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
 from hfprune.checkpoint.metadata import BLOCK, as_dense, check_block
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
-from hfprune.checkpoint.tensors import header
+from hfprune.checkpoint.tensors import check_sparse, header
 from hfprune.errors import CheckpointError
 from hfprune.structure.plan import Plan
 
@@ -57,6 +57,19 @@ def prepare(model: Any, checkpoint_files: Iterable[str] | None) -> Rebuild | Non
         raise CheckpointError("this version of transformers is too old to load a pruned model")
     tensors = {name: shape for path in checkpoint_files for name, shape in header(Path(path)).items()}
     return cut(model, plan, tensors)
+
+
+def check_stored(model: Any, checkpoint_files: Iterable[str] | None) -> None:
+    """Looks at sparse files before anything of them is loaded.
+
+    Raises:
+        CheckpointError: the format is newer than this version reads, or the parts of a tensor do not belong together.
+    """
+    if (block := getattr(model.config, BLOCK, None)) is not None:
+        check_block(block, "config.json")
+    for path in checkpoint_files or ():
+        if str(path).endswith(".safetensors"):
+            check_sparse(Path(path))
 
 
 def cut(model: Any, plan: Plan, tensors: dict[str, Shape]) -> Rebuild:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "model.safetensors"
-_WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_pretrained(
@@ -68,7 +68,7 @@ def save_pretrained(
     smaller = isinstance(model, PreTrainedModel) and plan_of(model) is not None
     if smaller:
         _prepare_smaller(model)
-    with side_folder(folder, replaces=_WEIGHTS_FILES) as side:
+    with side_folder(folder, replaces=WEIGHTS_FILES) as side:
         if isinstance(model, PreTrainedModel):
             _save_transformers(model, side, options)
             if remote_code and smaller:
@@ -86,11 +86,11 @@ def save_pretrained(
 
 def _store_sparse(model: nn.Module, folder: Path) -> None:
     # Needed for sparse files alone.
-    from hfprune.checkpoint.convert import store_sparse
+    from hfprune.checkpoint.convert import store
 
     if not (block_of(model) or {}).get("sparsity"):
         raise ConfigError("sparse: nothing of the model is held at zero, so nothing can be stored sparse")
-    store_sparse(folder)
+    store(folder, folder, sparse=True)
 
 
 def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hfprune.checkpoint.bitmask import SUFFIXES, unpack, unpack_zeros
+from hfprune.checkpoint.bitmask import SUFFIXES, check_parts, unpack, unpack_zeros
 from hfprune.errors import CheckpointError
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 SHAPES = "hfprune_shapes"
 """The key in a file's metadata under which the shapes of sparse tensors stand: a JSON map of name to list."""
@@ -45,7 +46,7 @@ def header(path: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return {name: shape for name, (shape, _) in _contents(path, file).items()}
 
 
@@ -55,8 +56,20 @@ def encodings(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return {name: how for name, (_, how) in _contents(path, file).items() if how}
+
+
+def check_sparse(path: Path) -> None:
+    """Compares the parts of a file's sparse tensors with one another; their values are not read.
+
+    Raises:
+        CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
+    """
+    with opened(path) as file:
+        for name, (shape, how) in _contents(path, file).items():
+            if how:
+                _expanded(check_parts, path, file, name, shape, how)
 
 
 def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -65,7 +78,7 @@ def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Te
     Raises:
         CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         contents = _contents(path, file)
         for name in names:
             shape, how = contents[name]
@@ -74,7 +87,7 @@ def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Te
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, dense; raises as `read_zeros` does."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return {
             name: _expanded(unpack, path, file, name, shape, how) if how else file.get_tensor(name)
             for name, (shape, how) in _contents(path, file).items()
@@ -82,7 +95,8 @@ def read_all(path: Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it is a CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -115,9 +129,7 @@ def _sparse_shapes(path: Path, metadata: dict[str, str]) -> dict[str, Shape]:
     return shapes
 
 
-def _expanded(
-    way: Callable[..., torch.Tensor], path: Path, file: Any, name: str, shape: Shape, how: str
-) -> torch.Tensor:
+def _expanded(way: Callable[..., T], path: Path, file: Any, name: str, shape: Shape, how: str) -> T:
     values, places = (file.get_tensor(name + end) for end in SUFFIXES[how])
     try:
         return way(values, places, shape, how)
@@ -134,3 +146,24 @@ def _indexed(index: Path) -> list[str]:
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"'{index}' is damaged: it names no files")
     return sorted(names)
+
+
+def write_index(folder: Path, target: Path, files: dict[str, str]) -> None:
+    """Where a folder has an index of its files, writes that of the files in `target`: name → file."""
+    if not (folder / INDEX_FILE).is_file():
+        return
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    index["weight_map"] = dict(sorted(files.items()))
+    total = sum(_tensor_bytes(target / name) for name in set(files.values()))
+    index["metadata"] = (index.get("metadata") or {}) | {"total_size": total}
+    write_json(target / INDEX_FILE, index)
+
+
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of a file's tensors: all that follows its header, whose length stands in the first eight bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
