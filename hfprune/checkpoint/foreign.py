@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from hfprune.errors import CheckpointError
 
 LEGACY = "compressed-tensors"
 TORCH = "torch.nn.utils.prune"
-PATTERNS = {"sparse-bitmask": "unstructured", "sparse-24-bitmask": "2:4"}
-"""The formats of compressed-tensors that can be read, and the pattern of their zeros."""
+FORMATS = ("sparse-bitmask", "sparse-24-bitmask")
+"""The formats of compressed-tensors that can be read."""
 
 LEGACY_PARTS = (".compressed", ".bitmask", ".shape")
 OFFSETS = ".row_offsets"
@@ -116,18 +116,31 @@ def find_foreign(folder: Path) -> Foreign | None:
     style = legacy_format(config, str(folder))
     files = tensor_files(folder)
     if style is not None:
-        parts = {name.removesuffix(".compressed") + ".weight": name for name in files if name.endswith(".compressed")}
-        found = {
-            n: tuple(first.removesuffix(".compressed") + end for end in LEGACY_PARTS) for n, first in parts.items()
-        }
-        for name, names in found.items():
-            if missing := [part for part in names if part not in files]:
-                raise CheckpointError(f"'{folder}' lacks '{missing[0]}', a part of the sparse tensor '{name}'")
-        return Foreign(folder, config, LEGACY, PATTERNS[style], found, files)
+        return replace(legacy_tensors(folder, files), config=config)
     names = [name.removesuffix("_orig") for name in files if name.endswith("_orig")]
     masked = {name: tuple(name + end for end in _TORCH_PARTS) for name in names}
     masked = {name: parts for name, parts in masked.items() if all(part in files for part in parts)}
     return Foreign(folder, config, TORCH, "unstructured", masked, files) if masked else None
+
+
+def legacy_tensors(folder: Path, files: dict[str, Path]) -> Foreign:
+    """The sparse tensors among those that compressed-tensors wrote.
+
+    Args:
+        folder: where they lie.
+        files: name in the files → file.
+
+    Raises:
+        CheckpointError: a tensor lacks one of its parts.
+    """
+    inner = sorted({name.removesuffix(end) for name in files for end in LEGACY_PARTS[:2] if name.endswith(end)})
+    found = {name + ".weight": tuple(name + end for end in LEGACY_PARTS) for name in inner}
+    for name, parts in found.items():
+        if missing := [part for part in parts if part not in files]:
+            raise CheckpointError(f"'{folder}' lacks '{missing[0]}', a part of the sparse tensor '{name}'")
+    # Of its two formats the one without offsets is that of 2:4.
+    unstructured = not found or any(name + OFFSETS in files for name in inner)
+    return Foreign(folder, {}, LEGACY, "unstructured" if unstructured else "2:4", found, files)
 
 
 def legacy_format(config: dict[str, Any], where: str) -> str | None:
@@ -145,8 +158,8 @@ def legacy_format(config: dict[str, Any], where: str) -> str | None:
         return None
     if method.get("config_groups") or method.get("kv_cache_scheme") or method.get("format", "dense") != "dense":
         raise CheckpointError(f"'{where}' is quantized and sparse: hfprune reads what is sparse and not quantized")
-    if style not in PATTERNS:
-        raise CheckpointError(f"'{where}' is stored as {style!r:.80}; hfprune reads {' and '.join(PATTERNS)}")
+    if style not in FORMATS:
+        raise CheckpointError(f"'{where}' is stored as {style!r:.80}; hfprune reads {' and '.join(FORMATS)}")
     return style
 
 

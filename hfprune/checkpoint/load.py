@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hfprune.checkpoint.foreign import LEGACY, Foreign, find_foreign
-from hfprune.checkpoint.metadata import BLOCK, MARKER, adopt, as_dense, is_timm, plan_of, read_block
+from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, is_timm, plan_of, read_block
 from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
 from hfprune.checkpoint.tensors import header, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
@@ -78,13 +78,10 @@ def _load_foreign(foreign: Foreign, model: Any, options: dict[str, Any]) -> nn.M
             f"'{foreign.folder}' holds masks of {foreign.origin}; `hfprune convert {foreign.folder} OUTPUT --to dense` "
             "writes what can be loaded"
         )
-    foreign.check()
     config = AutoConfig.from_pretrained(foreign.folder)
     config.quantization_config = MARKER | {"storage_only": True, "legacy": True}
     kind = _transformers_class(foreign.config, foreign.folder, model)
-    loaded = kind.from_pretrained(foreign.folder, config=config, **options).eval()
-    adopt(loaded, foreign.origin, foreign.parts, foreign.pattern)
-    return loaded
+    return kind.from_pretrained(foreign.folder, config=config, **options).eval()
 
 
 def _cut(module: nn.Module, plan: Plan, folder: Path) -> None:

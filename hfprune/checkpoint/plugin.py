@@ -10,8 +10,9 @@ import torch
 
 from hfprune.checkpoint.configs import config_values, dense_values, set_config
 from hfprune.checkpoint.expansion import forget_expanders
+from hfprune.checkpoint.foreign import Foreign, legacy_tensors
 from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
-from hfprune.checkpoint.metadata import BLOCK, as_dense, check_block
+from hfprune.checkpoint.metadata import BLOCK, adopt, as_dense, check_block
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
 from hfprune.checkpoint.tensors import check_sparse, header
 from hfprune.errors import CheckpointError
@@ -72,6 +73,20 @@ def check_stored(model: Any, checkpoint_files: Iterable[str] | None) -> None:
             check_sparse(Path(path))
 
 
+def check_legacy(checkpoint_files: Iterable[str] | None) -> Foreign:
+    """The sparse tensors that compressed-tensors wrote to these files, looked at before anything is loaded.
+
+    Raises:
+        CheckpointError: there are no safetensors files, or the parts of a tensor do not belong together.
+    """
+    if not checkpoint_files or not all(str(path).endswith(".safetensors") for path in checkpoint_files):
+        raise CheckpointError("a checkpoint of compressed-tensors is loaded from safetensors files")
+    paths = [Path(path) for path in checkpoint_files]
+    found = legacy_tensors(paths[0].parent, {name: path for path in paths for name in header(path)})
+    found.check()
+    return found
+
+
 def cut(model: Any, plan: Plan, tensors: dict[str, Shape]) -> Rebuild:
     """Drops blocks and resizes tensors of a dense skeleton.
 
@@ -128,9 +143,11 @@ def _new_heads(model: Any, shapes: dict[str, Shape]) -> set[str]:
     }
 
 
-def finish(model: Any, rebuild: Rebuild | None) -> None:
+def finish(model: Any, rebuild: Rebuild | None, imported: Foreign | None = None) -> None:
     """Sets what tensors don't say, once they are loaded: transformers computes buffers from the dense model's facts."""
     forget_expanders(model)
+    if imported is not None and not any(parameter.is_meta for parameter in model.parameters()):
+        adopt(model, imported.origin, imported.parts, imported.pattern)
     if isinstance(block := getattr(model.config, BLOCK, None), dict):
         setattr(model.config, BLOCK, as_dense(block))
     if rebuild is None:
