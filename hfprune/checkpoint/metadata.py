@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,22 +151,21 @@ def masks_from_block(model: nn.Module, block: dict[str, Any]) -> MaskSet:
     return MaskSet.from_zeros(model, masked_parameters(model, set(records)), pattern)
 
 
-def adopt(model: nn.Module, origin: str, names: Iterable[str], pattern: str = "unstructured") -> MaskSet:
-    """Puts a block into a model that another tool has pruned.
+def adopt(model: nn.Module, origin: str, masks: MaskSet) -> None:
+    """Records in a model what another tool has pruned, beside what its block says already.
 
     Args:
         model: with the pruned weights.
         origin: the tool.
-        names: of the pruned tensors, as checkpoints name them.
-        pattern: of their zeros.
-
-    Returns:
-        The masks: where these tensors are zero.
+        masks: what it holds at zero.
     """
-    masks = MaskSet.from_zeros(model, masked_parameters(model, set(names)), pattern)
-    block = imported_block(origin, tensor_records(model, masks))
+    block = block_of(model)
+    if block is None:
+        block = imported_block(origin, {})
+    else:
+        masks = MaskSet(masks_from_block(model, block).kept | masks.kept, masks.pattern)
+    block["sparsity"] = tensor_records(model, masks)
     setattr(model.config if _has_config(model) else model, BLOCK, block)
-    return masks
 
 
 def annotate(

@@ -12,10 +12,11 @@ from hfprune.checkpoint.configs import config_values, dense_values, set_config
 from hfprune.checkpoint.expansion import forget_expanders
 from hfprune.checkpoint.foreign import Foreign, legacy_tensors
 from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
-from hfprune.checkpoint.metadata import BLOCK, adopt, as_dense, check_block
+from hfprune.checkpoint.metadata import BLOCK, adopt, as_dense, check_block, masked_parameters
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
 from hfprune.checkpoint.tensors import check_sparse, header
 from hfprune.errors import CheckpointError
+from hfprune.masks import MaskSet
 from hfprune.structure.plan import Plan
 
 
@@ -147,7 +148,8 @@ def finish(model: Any, rebuild: Rebuild | None, imported: Foreign | None = None)
     """Sets what tensors don't say, once they are loaded: transformers computes buffers from the dense model's facts."""
     forget_expanders(model)
     if imported is not None and not any(parameter.is_meta for parameter in model.parameters()):
-        adopt(model, imported.origin, imported.parts, imported.pattern)
+        names = masked_parameters(model, set(imported.parts))
+        adopt(model, imported.origin, MaskSet.from_zeros(model, names, imported.pattern))
     if isinstance(block := getattr(model.config, BLOCK, None), dict):
         setattr(model.config, BLOCK, as_dense(block))
     if rebuild is None:

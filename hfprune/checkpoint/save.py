@@ -12,6 +12,7 @@ from torch import nn
 
 from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, plan_of, refresh
+from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 
@@ -51,6 +52,7 @@ def save_pretrained(
         options: for transformers models, passed on to their `save_pretrained` (`max_shard_size`, ...).
 
     Raises:
+        ModelError: the model is under torch.nn.utils.prune (`import_torch_prune`).
         ConfigError: `sparse` is anything else, or nothing of the model is held at zero.
         CheckpointError: the files could not be written; what was in the folder is unchanged.
     """
@@ -59,6 +61,7 @@ def save_pretrained(
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file, not a folder")
+    refuse_torch_prune(model)
     if sparse not in (None, "bitmask"):
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
     if masks is None and (block := block_of(model)):
