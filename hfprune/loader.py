@@ -48,7 +48,7 @@ class PrunedLoader(HfQuantizer):
         from hfprune.checkpoint import plugin
 
         if self.quantization_config.legacy:
-            self.imported = plugin.check_legacy(checkpoint_files)
+            self.imported = plugin.check_legacy(model, checkpoint_files)
         else:
             plugin.check_stored(model, checkpoint_files)
         if not self.quantization_config.storage_only:

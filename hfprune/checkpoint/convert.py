@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,23 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
     return output
 
 
-def store(folder: Path, target: Path, *, sparse: bool) -> None:
+def store(folder: Path, target: Path, *, sparse: bool, but: Iterable[str] = ()) -> None:
     """Writes a folder's weights with every recorded tensor stored sparse where that takes less room, or all dense.
 
     Args:
         folder: whose weights.
         target: where they go, file by file; the same folder, or another one that has its config.json.
         sparse: which of the two.
+        but: tensors that stay dense.
     """
-    config = _config(target)
+    config, but = _config(target), set(but)
     records = check_block(config[BLOCK], str(target / "config.json")).get("sparsity", {}) if sparse else {}
     found: dict[str, str] = {}
     files: dict[str, str] = {}
     for path in sorted(set(tensor_files(folder).values())):
         tensors, shapes = {}, {}
         for name, tensor in read_all(path).items():
-            packed = _packed(tensor, records[name]["pattern"]) if name in records else None
+            packed = _packed(tensor, records[name]["pattern"]) if name in records and name not in but else None
             if packed is None:
                 tensors[name] = tensor
                 continue

@@ -11,10 +11,10 @@ import torch
 from hfprune.checkpoint.configs import config_values, dense_values, set_config
 from hfprune.checkpoint.expansion import forget_expanders
 from hfprune.checkpoint.foreign import Foreign, legacy_tensors
-from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
+from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable, joined
 from hfprune.checkpoint.metadata import BLOCK, adopt, as_dense, check_block, masked_parameters
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
-from hfprune.checkpoint.tensors import check_sparse, header
+from hfprune.checkpoint.tensors import check_sparse, encodings, header
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
 from hfprune.structure.plan import Plan
@@ -71,10 +71,20 @@ def check_stored(model: Any, checkpoint_files: Iterable[str] | None) -> None:
         check_block(block, "config.json")
     for path in checkpoint_files or ():
         if str(path).endswith(".safetensors"):
+            _refuse_joined(model, encodings(Path(path)))
             check_sparse(Path(path))
 
 
-def check_legacy(checkpoint_files: Iterable[str] | None) -> Foreign:
+def _refuse_joined(model: Any, names: Iterable[str]) -> None:
+    """Sparse tensors are expanded where they stand alone; transformers has no way to expand and join them at once."""
+    if found := joined(model, names):
+        raise CheckpointError(
+            f"'{found[0]}' is stored sparse, and {type(model).__name__} joins it with others: "
+            "`hfprune convert FOLDER OUTPUT --to dense` writes what can be loaded"
+        )
+
+
+def check_legacy(model: Any, checkpoint_files: Iterable[str] | None) -> Foreign:
     """The sparse tensors that compressed-tensors wrote to these files, looked at before anything is loaded.
 
     Raises:
@@ -84,6 +94,7 @@ def check_legacy(checkpoint_files: Iterable[str] | None) -> Foreign:
         raise CheckpointError("a checkpoint of compressed-tensors is loaded from safetensors files")
     paths = [Path(path) for path in checkpoint_files]
     found = legacy_tensors(paths[0].parent, {name: path for path in paths for name in header(path)})
+    _refuse_joined(model, found.parts)
     found.check()
     return found
 

@@ -89,11 +89,16 @@ def save_pretrained(
 
 def _store_sparse(model: nn.Module, folder: Path) -> None:
     # Needed for sparse files alone.
-    from hfprune.checkpoint.convert import store
+    from transformers import PreTrainedModel
 
-    if not (block_of(model) or {}).get("sparsity"):
+    from hfprune.checkpoint.convert import store
+    from hfprune.checkpoint.internals import joined
+
+    records = (block_of(model) or {}).get("sparsity")
+    if not records:
         raise ConfigError("sparse: nothing of the model is held at zero, so nothing can be stored sparse")
-    store(folder, folder, sparse=True)
+    # What loading joins or splits can't be expanded at the same time.
+    store(folder, folder, sparse=True, but=joined(model, records) if isinstance(model, PreTrainedModel) else ())
 
 
 def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:

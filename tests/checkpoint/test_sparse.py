@@ -171,3 +171,34 @@ def test_damage_is_named_and_nothing_is_loaded(tmp_path, name, change, message):
     tampered(tmp_path / "model.safetensors", change)
     with pytest.raises(CheckpointError, match=message):
         hfprune.from_pretrained(tmp_path, TINY[name].build if TINY[name].kind == "own" else None)
+
+
+def mixtral():
+    """Its experts are single tensors on disk, and are joined while they are loaded."""
+    config = transformers.MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).eval()
+    masks = hfprune.prune(model, PruningConfig(target=0.6)).masks
+    name = "model.layers.0.mlp.experts.down_proj"
+    masks.kept[name] = torch.rand(model.get_parameter(name).shape) > 0.6
+    return model, masks.apply(model)
+
+
+def test_what_loading_joins_stays_dense(tmp_path):
+    model, masks = mixtral()
+    hfprune.save_pretrained(model, tmp_path / "sparse", masks, sparse="bitmask")
+    block = json.loads((tmp_path / "sparse" / "config.json").read_text())["hfprune"]
+    assert any(".experts." in name for name in block["sparsity"])
+    assert block["encodings"]
+    assert not any(".experts." in name for name in block["encodings"])
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sparse")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    # Converted, without a model that says what it joins: refused before anything is loaded, and it goes back.
+    convert(tmp_path / "sparse", tmp_path / "all", sparse=True)
+    with pytest.raises(CheckpointError, match="is stored sparse, and MixtralForCausalLM joins it with others: `hfprune"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "all")
+    convert(tmp_path / "all", tmp_path / "back", sparse=False)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
