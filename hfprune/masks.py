@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -139,7 +138,12 @@ def _factor(mask: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
 
 def pack_bits(mask: torch.Tensor) -> torch.Tensor:
     """A bool tensor of any shape as bytes, eight elements each, the first in the highest bit; on the CPU."""
-    return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy()))
+    bits = mask.detach().flatten().cpu().to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    packed = torch.zeros(len(bits), dtype=torch.uint8)
+    for place in range(8):
+        packed |= bits[:, place] << (7 - place)
+    return packed
 
 
 def unpack_bits(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -151,11 +155,12 @@ def unpack_bits(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     count = shape.numel()
     if packed.dtype != torch.uint8 or len(packed) != -(-count // 8):
         raise CheckpointError(f"{len(packed)} bytes can't be a mask of shape {tuple(shape)}")
-    return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=count)).view(torch.bool).view(shape)
+    bits = torch.stack([(packed >> (7 - place)) & 1 for place in range(8)], dim=1)
+    return bits.flatten()[:count].view(shape).bool()
 
 
 def mask_hash(zeros: torch.Tensor) -> str:
     """The sha-256 of a pattern of zeros: the shape, then `pack_bits` of where the zeros are."""
     digest = hashlib.sha256(",".join(str(n) for n in zeros.shape).encode())
-    digest.update(pack_bits(zeros).numpy().data)
+    digest.update(pack_bits(zeros).numpy().tobytes())
     return digest.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,24 @@ from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.foreign import find_foreign
 from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, MARKER, as_dense, check_block
 from hfprune.checkpoint.save import WEIGHTS_FILES
-from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, read_all, tensor_files, write_index, write_json
+from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, read_each, tensor_files, write_index, write_json
 from hfprune.checkpoint.verify import verify
 from hfprune.errors import CheckpointError
+
+Tell = Callable[[str, int, int], None]
 
 STORED = MARKER | {"storage_only": True}
 """What config.json says to transformers where a checkpoint needs hfprune for nothing but its sparse files."""
 
 
-def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
+def convert(folder: str | Path, output: str | Path, *, sparse: bool, tell: Tell | None = None) -> Path:
     """Writes a checkpoint anew with its masked tensors stored sparse, or all of them dense; bit by bit the same model.
 
     Args:
         folder: a checkpoint with an hfprune block, or one that another tool stored sparse (`checkpoint.foreign`).
         output: made where it is missing; another folder than `folder`. What is not weights is copied.
         sparse: which of the two.
+        tell: hears how far it is: what is done, how many tensors of it are, and of how many.
 
     Raises:
         CheckpointError: the folder is not a checkpoint or does not match its metadata, or the files could not be
@@ -42,6 +46,8 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
         raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
     foreign = find_foreign(folder)
     if foreign is None:
+        if tell is not None:
+            tell("checking", 0, 0)
         found = verify(folder)
         found.raise_if_bad(folder)
         if not found.tensors:
@@ -53,11 +59,11 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
                 shutil.copy2(path, side)
         if foreign is not None:
             foreign.write(side)
-        store(folder if foreign is None else side, side, sparse=sparse)
+        store(folder if foreign is None else side, side, sparse=sparse, tell=tell)
     return output
 
 
-def store(folder: Path, target: Path, *, sparse: bool, but: Iterable[str] = ()) -> None:
+def store(folder: Path, target: Path, *, sparse: bool, but: Iterable[str] = (), tell: Tell | None = None) -> None:
     """Writes a folder's weights with every recorded tensor stored sparse where that takes less room, or all dense.
 
     Args:
@@ -65,14 +71,19 @@ def store(folder: Path, target: Path, *, sparse: bool, but: Iterable[str] = ()) 
         target: where they go, file by file; the same folder, or another one that has its config.json.
         sparse: which of the two.
         but: tensors that stay dense.
+        tell: as for `convert`.
     """
     config, but = _config(target), set(but)
     records = check_block(config[BLOCK], str(target / "config.json")).get("sparsity", {}) if sparse else {}
     found: dict[str, str] = {}
     files: dict[str, str] = {}
-    for path in sorted(set(tensor_files(folder).values())):
+    stored = tensor_files(folder)
+    done = itertools.count(1)
+    for path in sorted(set(stored.values())):
         tensors, shapes = {}, {}
-        for name, tensor in read_all(path).items():
+        for name, tensor in read_each(path):
+            if tell is not None:
+                tell("packing" if sparse else "expanding", next(done), len(stored))
             packed = _packed(tensor, records[name]["pattern"]) if name in records and name not in but else None
             if packed is None:
                 tensors[name] = tensor

@@ -163,7 +163,7 @@ def adopt(model: nn.Module, origin: str, masks: MaskSet) -> None:
     if block is None:
         block = imported_block(origin, {})
     else:
-        masks = MaskSet(masks_from_block(model, block).kept | masks.kept, masks.pattern)
+        masks = MaskSet({**masks_from_block(model, block).kept, **masks.kept}, masks.pattern)
     block["sparsity"] = tensor_records(model, masks)
     setattr(model.config if _has_config(model) else model, BLOCK, block)
 

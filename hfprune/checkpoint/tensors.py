@@ -85,13 +85,16 @@ def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Te
             yield name, _expanded(unpack_zeros, path, file, name, shape, how) if how else file.get_tensor(name) == 0
 
 
+def read_each(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a file, dense, one after the other; raises as `read_zeros` does."""
+    with opened(path) as file:
+        for name, (shape, how) in _contents(path, file).items():
+            yield name, _expanded(unpack, path, file, name, shape, how) if how else file.get_tensor(name)
+
+
 def read_all(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, dense; raises as `read_zeros` does."""
-    with opened(path) as file:
-        return {
-            name: _expanded(unpack, path, file, name, shape, how) if how else file.get_tensor(name)
-            for name, (shape, how) in _contents(path, file).items()
-        }
+    return dict(read_each(path))
 
 
 @contextmanager
