@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from hfprune.checkpoint.bitmask import SUFFIXES, pack
 from hfprune.checkpoint.files import side_folder
-from hfprune.checkpoint.foreign import find_foreign
+from hfprune.checkpoint.foreign import find_foreign, refuse_pickles
 from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, MARKER, as_dense, check_block
 from hfprune.checkpoint.save import WEIGHTS_FILES
 from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, read_each, tensor_files, write_index, write_json
@@ -44,6 +44,7 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool, tell: Tell 
     folder, output = Path(folder), Path(output)
     if output.resolve() == folder.resolve():
         raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
+    refuse_pickles(folder)
     foreign = find_foreign(folder)
     if foreign is None:
         if tell is not None:

@@ -101,17 +101,12 @@ def find_foreign(folder: Path) -> Foreign | None:
     """What another tool stored sparse in a folder; None where there is nothing of the kind.
 
     Raises:
-        CheckpointError: its weights are quantized or pickled, or it lacks a part of a tensor.
+        CheckpointError: its weights are quantized, or it lacks a part of a tensor.
     """
     config = _config(folder)
     if BLOCK in config:
         return None
     if not (folder / "model.safetensors").is_file() and not (folder / INDEX_FILE).is_file():
-        if pickles := sorted(path for pattern in _PICKLES for path in folder.glob(pattern)):
-            raise CheckpointError(
-                f"'{pickles[0]}' is a pickle, which hfprune never opens; this makes a file that it reads: "
-                f"safetensors.torch.save_file(torch.load('{pickles[0].name}', weights_only=True), 'model.safetensors')"
-            )
         return None
     style = legacy_format(config, str(folder))
     files = tensor_files(folder)
@@ -121,6 +116,17 @@ def find_foreign(folder: Path) -> Foreign | None:
     masked = {name: tuple(name + end for end in _TORCH_PARTS) for name in names}
     masked = {name: parts for name, parts in masked.items() if all(part in files for part in parts)}
     return Foreign(folder, config, TORCH, "unstructured", masked, files) if masked else None
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises a CheckpointError for a folder whose weights are pickled, and says how to write them anew."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickles := sorted(path for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise CheckpointError(
+            f"'{pickles[0]}' is a pickle, which hfprune never opens; this makes a file that it reads: "
+            f"safetensors.torch.save_file(torch.load('{pickles[0].name}', weights_only=True), 'model.safetensors')"
+        )
 
 
 def legacy_tensors(folder: Path, files: dict[str, Path]) -> Foreign:
