@@ -68,14 +68,11 @@ def save_pretrained(
         masks = masks_from_block(model, block)
     if masks is not None:
         refresh(model, masks)
-    smaller = isinstance(model, PreTrainedModel) and plan_of(model) is not None
-    if smaller:
+    if isinstance(model, PreTrainedModel) and plan_of(model) is not None:
         _prepare_smaller(model)
     with side_folder(folder, replaces=WEIGHTS_FILES) as side:
         if isinstance(model, PreTrainedModel):
-            _save_transformers(model, side, options)
-            if remote_code and smaller:
-                _add_remote_code(model, side)
+            _save_transformers(model, side, options, remote_code)
         elif is_timm(model):
             _save_timm(model, side, remote_code)
         else:
@@ -101,13 +98,15 @@ def _store_sparse(model: nn.Module, folder: Path) -> None:
     store(folder, folder, sparse=True, but=joined(model, records) if isinstance(model, PreTrainedModel) else ())
 
 
-def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:
+def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any], remote_code: bool) -> None:
     from transformers import TimmWrapperForImageClassification
 
     if isinstance(model, TimmWrapperForImageClassification):
         # transformers refuses tensors that a wrapped model shares, of which it knows nothing; timm asks for every name.
         options = options | {"state_dict": unshared(options.get("state_dict") or model.state_dict())}
     model.save_pretrained(folder, **options)
+    if remote_code and plan_of(model) is not None:
+        _add_remote_code(model, folder)
 
 
 def unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -147,9 +146,7 @@ def _save_timm(model: nn.Module, folder: Path, remote_code: bool) -> None:
         setattr(wrapper.config, BLOCK, block)
     if plan_of(wrapper) is not None:
         _prepare_smaller(wrapper)
-    _save_transformers(wrapper, folder, {})
-    if remote_code and plan_of(wrapper) is not None:
-        _add_remote_code(wrapper, folder)
+    _save_transformers(wrapper, folder, {}, remote_code)
 
 
 def _save_module(model: nn.Module, folder: Path) -> None:
