@@ -20,6 +20,7 @@ _PUBLIC = {
     "register_criterion": "hfprune.criteria",
     "save_pretrained": "hfprune.checkpoint",
     "from_pretrained": "hfprune.checkpoint",
+    "import_torch_prune": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
     "write_card": "hfprune.hub.card",
     "run": "hfprune.pipeline",

@@ -231,7 +231,7 @@ def _progress() -> Iterator[Any]:
     """A bar on the error output of a terminal; what it gives is told of every step."""
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
         yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
 
@@ -274,7 +274,9 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")])
 
 @app.command()
 def convert(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint folder; also one of compressed-tensors or torch.nn.utils.prune.")
+    ],
     output: Annotated[Path, typer.Argument(help="Where the other one goes.")],
     to: Annotated[str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere).")],
 ) -> None:
@@ -285,7 +287,8 @@ def convert(
 
         if to not in ("bitmask", "dense"):
             raise ConfigError(f"--to: '{to}' is no way of storing; known: bitmask, dense")
-        write(folder, output, sparse=to == "bitmask")
+        with _progress() as tell:
+            write(folder, output, sparse=to == "bitmask", tell=tell)
         before, after = (sum(f.stat().st_size for f in place.glob("*.safetensors")) for place in (folder, output))
         typer.echo(f"{output}: {after:,} bytes of tensors, {after / max(1, before):.1%} of {before:,}")
 

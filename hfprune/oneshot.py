@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block, plan_of
+from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.config import PruningConfig
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of
 from hfprune.errors import ConfigError
@@ -91,8 +92,9 @@ def prune(
     Raises:
         ConfigError: the configuration does not fit the model, or the criterion lacks data.
         ModelError: the model can't take a batch, a score is not a number, its structure can't be analysed, or a removal
-            does not prove equal.
+            does not prove equal; or the model is under torch.nn.utils.prune (`import_torch_prune`).
     """
+    refuse_torch_prune(model)
     if config.is_structural:
         return _remove(model, config, data, loss, example_inputs, progress)
     return _mask(model, config, data, loss, example_inputs, progress)

@@ -3,6 +3,7 @@
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.save import save_pretrained
+from hfprune.checkpoint.torch_prune import import_torch_prune
 from hfprune.checkpoint.verify import Verification, verify
 
-__all__ = ["Verification", "from_pretrained", "read_block", "save_pretrained", "verify"]
+__all__ = ["Verification", "from_pretrained", "import_torch_prune", "read_block", "save_pretrained", "verify"]

@@ -8,6 +8,7 @@ import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from hfprune.checkpoint.bitmask import SUFFIXES, unpack
+from hfprune.checkpoint.foreign import LEGACY, LEGACY_PARTS, OFFSETS, expand_legacy
 from hfprune.errors import CheckpointError
 
 
@@ -33,8 +34,28 @@ class Expand(ConversionOps):
         raise CheckpointError("a model is stored sparse by hfprune.save_pretrained(..., sparse=True)")
 
 
-def expanders() -> list[WeightConverter]:
-    """One converter an encoding; what is not stored sparse passes by."""
+class ExpandLegacy(Expand):
+    """The parts of a tensor that compressed-tensors wrote become the tensor."""
+
+    def __init__(self):
+        super().__init__(LEGACY)
+
+    def convert(
+        self, input_dict: dict[str, Any], *, full_layer_name: str, model: torch.nn.Module, **_: Any
+    ) -> dict[str, torch.Tensor]:
+        """One dense tensor under its name."""
+        values, bits, shape = (_single(input_dict.get(part)) for part in LEGACY_PARTS)
+        if values is None or bits is None or shape is None:
+            raise CheckpointError(f"the sparse tensor '{full_layer_name}' lacks one of its parts")
+        if values.is_meta:
+            return {full_layer_name: torch.empty_like(model.get_parameter(full_layer_name), dtype=values.dtype)}
+        return {full_layer_name: expand_legacy(values, bits, shape)}
+
+
+def expanders(legacy: bool) -> list[WeightConverter]:
+    """One converter an encoding, or that of `legacy` files; what is not stored sparse passes by."""
+    if legacy:
+        return [WeightConverter([*LEGACY_PARTS, OFFSETS], [".weight"], [ExpandLegacy()])]
     return [WeightConverter(list(ends), [""], [Expand(encoding)]) for encoding, ends in SUFFIXES.items()]
 
 

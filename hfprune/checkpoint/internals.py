@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -54,6 +55,19 @@ def as_loaded(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, t
             raise CheckpointError(f"'{name}' can't be put together from its parts: {_line(error)}") from error
         found |= {key: value[0] if isinstance(value, list) else value for key, value in converted.items()}
     return found, unknown
+
+
+def joined(model: Any, names: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's tensors that loading this model joins or splits, and not only renames."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    if not converters:
+        return []
+    return [name for name in names if rename_source_key(name, renamings, converters)[1] is not None]
 
 
 def joins_tensors(model: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfprune.checkpoint.metadata import BLOCK, as_dense, is_timm, plan_of, read_block
+from hfprune.checkpoint.foreign import LEGACY, Foreign, find_foreign
+from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, is_timm, plan_of, read_block
 from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
 from hfprune.checkpoint.tensors import header, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
@@ -39,6 +40,8 @@ def from_pretrained(
             instance that was given is then as it was.
     """
     folder = Path(folder)
+    if (foreign := find_foreign(folder)) is not None:
+        return _load_foreign(foreign, model, options)
     block = read_block(folder)
     if check:
         verify(folder).raise_if_bad(folder)
@@ -64,6 +67,21 @@ def from_pretrained(
     if block is not None:
         setattr(module, BLOCK, as_dense(block))
     return module.eval()
+
+
+def _load_foreign(foreign: Foreign, model: Any, options: dict[str, Any]) -> nn.Module:
+    """A transformers model that compressed-tensors stored sparse, with its masks."""
+    from transformers import AutoConfig
+
+    if foreign.origin != LEGACY:
+        raise CheckpointError(
+            f"'{foreign.folder}' holds masks of {foreign.origin}; `hfprune convert {foreign.folder} OUTPUT --to dense` "
+            "writes what can be loaded"
+        )
+    config = AutoConfig.from_pretrained(foreign.folder)
+    config.quantization_config = MARKER | {"storage_only": True, "legacy": True}
+    kind = _transformers_class(foreign.config, foreign.folder, model)
+    return kind.from_pretrained(foreign.folder, config=config, **options).eval()
 
 
 def _cut(module: nn.Module, plan: Plan, folder: Path) -> None:

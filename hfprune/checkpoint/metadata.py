@@ -90,14 +90,22 @@ def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]
         name: zeros.get(name, torch.zeros((), dtype=torch.bool).expand(value.shape)) for name, value in state.items()
     }
     flags = _as_saved(model, flags, masked=set(zeros))
+    return {name: record(flag, masks.pattern) for name, flag in sorted(flags.items())}
+
+
+def record(zeros: torch.Tensor, pattern: str) -> dict[str, Any]:
+    """What the block says of a tensor: `zeros` says where it equals zero."""
+    count = int(torch.count_nonzero(zeros))
+    return {"zeros": count, "numel": zeros.numel(), "pattern": pattern, "sha256": mask_hash(zeros)}
+
+
+def imported_block(origin: str, sparsity: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The block of a model that another tool has pruned."""
     return {
-        name: {
-            "zeros": int(flag.sum()),
-            "numel": flag.numel(),
-            "pattern": masks.pattern,
-            "sha256": mask_hash(flag),
-        }
-        for name, flag in sorted(flags.items())
+        "format_version": 1,
+        "version": hfprune.__version__,
+        "pruning": {"imported_from": origin},
+        "sparsity": sparsity,
     }
 
 
@@ -142,6 +150,23 @@ def masks_from_block(model: nn.Module, block: dict[str, Any]) -> MaskSet:
     patterns = {record["pattern"] for record in records.values()}
     pattern = patterns.pop() if len(patterns) == 1 else "unstructured"
     return MaskSet.from_zeros(model, masked_parameters(model, set(records)), pattern)
+
+
+def adopt(model: nn.Module, origin: str, masks: MaskSet) -> None:
+    """Records in a model what another tool has pruned, beside what its block says already.
+
+    Args:
+        model: with the pruned weights.
+        origin: the tool.
+        masks: what it holds at zero.
+    """
+    block = block_of(model)
+    if block is None:
+        block = imported_block(origin, {})
+    else:
+        masks = MaskSet({**masks_from_block(model, block).kept, **masks.kept}, masks.pattern)
+    block["sparsity"] = tensor_records(model, masks)
+    setattr(model.config if _has_config(model) else model, BLOCK, block)
 
 
 def annotate(

@@ -10,11 +10,13 @@ import torch
 
 from hfprune.checkpoint.configs import config_values, dense_values, set_config
 from hfprune.checkpoint.expansion import forget_expanders
-from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable
-from hfprune.checkpoint.metadata import BLOCK, as_dense, check_block
+from hfprune.checkpoint.foreign import Foreign, legacy_tensors
+from hfprune.checkpoint.internals import as_loaded, find_ties_again, forgivable, joined
+from hfprune.checkpoint.metadata import BLOCK, adopt, as_dense, check_block, masked_parameters
 from hfprune.checkpoint.rebuild import Rebuild, Shape, fitted
-from hfprune.checkpoint.tensors import header
+from hfprune.checkpoint.tensors import check_sparse, encodings, header
 from hfprune.errors import CheckpointError
+from hfprune.masks import MaskSet
 from hfprune.structure.plan import Plan
 
 
@@ -57,6 +59,44 @@ def prepare(model: Any, checkpoint_files: Iterable[str] | None) -> Rebuild | Non
         raise CheckpointError("this version of transformers is too old to load a pruned model")
     tensors = {name: shape for path in checkpoint_files for name, shape in header(Path(path)).items()}
     return cut(model, plan, tensors)
+
+
+def check_stored(model: Any, checkpoint_files: Iterable[str] | None) -> None:
+    """Looks at sparse files before anything of them is loaded.
+
+    Raises:
+        CheckpointError: the format is newer than this version reads, or the parts of a tensor do not belong together.
+    """
+    if (block := getattr(model.config, BLOCK, None)) is not None:
+        check_block(block, "config.json")
+    for path in checkpoint_files or ():
+        if str(path).endswith(".safetensors"):
+            _refuse_joined(model, encodings(Path(path)))
+            check_sparse(Path(path))
+
+
+def _refuse_joined(model: Any, names: Iterable[str]) -> None:
+    """Sparse tensors are expanded where they stand alone; transformers has no way to expand and join them at once."""
+    if found := joined(model, names):
+        raise CheckpointError(
+            f"'{found[0]}' is stored sparse, and {type(model).__name__} joins it with others: "
+            "`hfprune convert FOLDER OUTPUT --to dense` writes what can be loaded"
+        )
+
+
+def check_legacy(model: Any, checkpoint_files: Iterable[str] | None) -> Foreign:
+    """The sparse tensors that compressed-tensors wrote to these files, looked at before anything is loaded.
+
+    Raises:
+        CheckpointError: there are no safetensors files, or the parts of a tensor do not belong together.
+    """
+    if not checkpoint_files or not all(str(path).endswith(".safetensors") for path in checkpoint_files):
+        raise CheckpointError("a checkpoint of compressed-tensors is loaded from safetensors files")
+    paths = [Path(path) for path in checkpoint_files]
+    found = legacy_tensors(paths[0].parent, {name: path for path in paths for name in header(path)})
+    _refuse_joined(model, found.parts)
+    found.check()
+    return found
 
 
 def cut(model: Any, plan: Plan, tensors: dict[str, Shape]) -> Rebuild:
@@ -115,9 +155,12 @@ def _new_heads(model: Any, shapes: dict[str, Shape]) -> set[str]:
     }
 
 
-def finish(model: Any, rebuild: Rebuild | None) -> None:
+def finish(model: Any, rebuild: Rebuild | None, imported: Foreign | None = None) -> None:
     """Sets what tensors don't say, once they are loaded: transformers computes buffers from the dense model's facts."""
     forget_expanders(model)
+    if imported is not None and not any(parameter.is_meta for parameter in model.parameters()):
+        names = masked_parameters(model, set(imported.parts))
+        adopt(model, imported.origin, MaskSet.from_zeros(model, names, imported.pattern))
     if isinstance(block := getattr(model.config, BLOCK, None), dict):
         setattr(model.config, BLOCK, as_dense(block))
     if rebuild is None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_block, plan_of, refresh
+from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "model.safetensors"
-_WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+WEIGHTS_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_pretrained(
@@ -51,6 +52,7 @@ def save_pretrained(
         options: for transformers models, passed on to their `save_pretrained` (`max_shard_size`, ...).
 
     Raises:
+        ModelError: the model is under torch.nn.utils.prune (`import_torch_prune`).
         ConfigError: `sparse` is anything else, or nothing of the model is held at zero.
         CheckpointError: the files could not be written; what was in the folder is unchanged.
     """
@@ -59,20 +61,18 @@ def save_pretrained(
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file, not a folder")
+    refuse_torch_prune(model)
     if sparse not in (None, "bitmask"):
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
     if masks is None and (block := block_of(model)):
         masks = masks_from_block(model, block)
     if masks is not None:
         refresh(model, masks)
-    smaller = isinstance(model, PreTrainedModel) and plan_of(model) is not None
-    if smaller:
+    if isinstance(model, PreTrainedModel) and plan_of(model) is not None:
         _prepare_smaller(model)
-    with side_folder(folder, replaces=_WEIGHTS_FILES) as side:
+    with side_folder(folder, replaces=WEIGHTS_FILES) as side:
         if isinstance(model, PreTrainedModel):
-            _save_transformers(model, side, options)
-            if remote_code and smaller:
-                _add_remote_code(model, side)
+            _save_transformers(model, side, options, remote_code)
         elif is_timm(model):
             _save_timm(model, side, remote_code)
         else:
@@ -86,20 +86,27 @@ def save_pretrained(
 
 def _store_sparse(model: nn.Module, folder: Path) -> None:
     # Needed for sparse files alone.
-    from hfprune.checkpoint.convert import store_sparse
+    from transformers import PreTrainedModel
 
-    if not (block_of(model) or {}).get("sparsity"):
+    from hfprune.checkpoint.convert import store
+    from hfprune.checkpoint.internals import joined
+
+    records = (block_of(model) or {}).get("sparsity")
+    if not records:
         raise ConfigError("sparse: nothing of the model is held at zero, so nothing can be stored sparse")
-    store_sparse(folder)
+    # What loading joins or splits can't be expanded at the same time.
+    store(folder, folder, sparse=True, but=joined(model, records) if isinstance(model, PreTrainedModel) else ())
 
 
-def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any]) -> None:
+def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, Any], remote_code: bool) -> None:
     from transformers import TimmWrapperForImageClassification
 
     if isinstance(model, TimmWrapperForImageClassification):
         # transformers refuses tensors that a wrapped model shares, of which it knows nothing; timm asks for every name.
         options = options | {"state_dict": unshared(options.get("state_dict") or model.state_dict())}
     model.save_pretrained(folder, **options)
+    if remote_code and plan_of(model) is not None:
+        _add_remote_code(model, folder)
 
 
 def unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -139,9 +146,7 @@ def _save_timm(model: nn.Module, folder: Path, remote_code: bool) -> None:
         setattr(wrapper.config, BLOCK, block)
     if plan_of(wrapper) is not None:
         _prepare_smaller(wrapper)
-    _save_transformers(wrapper, folder, {})
-    if remote_code and plan_of(wrapper) is not None:
-        _add_remote_code(wrapper, folder)
+    _save_transformers(wrapper, folder, {}, remote_code)
 
 
 def _save_module(model: nn.Module, folder: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hfprune.checkpoint.bitmask import SUFFIXES, unpack
+from hfprune.checkpoint.bitmask import SUFFIXES, check_parts, unpack, unpack_zeros
 from hfprune.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -45,7 +46,8 @@ def header(path: Path) -> dict[str, Shape]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    return _opened(path, lambda file: {name: shape for name, (shape, _) in _contents(path, file).items()})
+    with opened(path) as file:
+        return {name: shape for name, (shape, _) in _contents(path, file).items()}
 
 
 def encodings(path: Path) -> dict[str, str]:
@@ -54,29 +56,53 @@ def encodings(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    return _opened(path, lambda file: {name: how for name, (_, how) in _contents(path, file).items() if how})
+    with opened(path) as file:
+        return {name: how for name, (_, how) in _contents(path, file).items() if how}
 
 
-def read(path: Path, name: str) -> torch.Tensor:
-    """One tensor of a file, dense.
+def check_sparse(path: Path) -> None:
+    """Compares the parts of a file's sparse tensors with one another; their values are not read.
 
     Raises:
         CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
     """
-    return _opened(path, lambda file: _dense(path, file, name, *_contents(path, file)[name]))
+    with opened(path) as file:
+        for name, (shape, how) in _contents(path, file).items():
+            if how:
+                _expanded(check_parts, path, file, name, shape, how)
+
+
+def read_zeros(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Where tensors of a file equal zero, one after the other: name and bools in its shape.
+
+    Raises:
+        CheckpointError: the file is damaged, or a sparse tensor's parts do not belong together.
+    """
+    with opened(path) as file:
+        contents = _contents(path, file)
+        for name in names:
+            shape, how = contents[name]
+            yield name, _expanded(unpack_zeros, path, file, name, shape, how) if how else file.get_tensor(name) == 0
+
+
+def read_each(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a file, dense, one after the other; raises as `read_zeros` does."""
+    with opened(path) as file:
+        for name, (shape, how) in _contents(path, file).items():
+            yield name, _expanded(unpack, path, file, name, shape, how) if how else file.get_tensor(name)
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, dense; raises as `read` does."""
-    return _opened(
-        path, lambda file: {name: _dense(path, file, name, *how) for name, how in _contents(path, file).items()}
-    )
+    """All tensors of a file, dense; raises as `read_zeros` does."""
+    return dict(read_each(path))
 
 
-def _opened(path: Path, look: Callable[[Any], T]) -> T:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it is a CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return look(file)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from error
 
@@ -106,12 +132,10 @@ def _sparse_shapes(path: Path, metadata: dict[str, str]) -> dict[str, Shape]:
     return shapes
 
 
-def _dense(path: Path, file: Any, name: str, shape: Shape, how: str) -> torch.Tensor:
-    if not how:
-        return file.get_tensor(name)
+def _expanded(way: Callable[..., T], path: Path, file: Any, name: str, shape: Shape, how: str) -> T:
     values, places = (file.get_tensor(name + end) for end in SUFFIXES[how])
     try:
-        return unpack(values, places, shape, how)
+        return way(values, places, shape, how)
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': '{name}' can't be expanded: {error}") from error
 
@@ -125,3 +149,24 @@ def _indexed(index: Path) -> list[str]:
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"'{index}' is damaged: it names no files")
     return sorted(names)
+
+
+def write_index(folder: Path, target: Path, files: dict[str, str]) -> None:
+    """Where a folder has an index of its files, writes that of the files in `target`: name → file."""
+    if not (folder / INDEX_FILE).is_file():
+        return
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    index["weight_map"] = dict(sorted(files.items()))
+    total = sum(_tensor_bytes(target / name) for name in set(files.values()))
+    index["metadata"] = (index.get("metadata") or {}) | {"total_size": total}
+    write_json(target / INDEX_FILE, index)
+
+
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of a file's tensors: all that follows its header, whose length stands in the first eight bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

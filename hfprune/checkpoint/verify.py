@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from hfprune.bits import mask_hash
 from hfprune.checkpoint.metadata import read_block
-from hfprune.checkpoint.tensors import read, tensor_files
+from hfprune.checkpoint.tensors import read_zeros, tensor_files
 from hfprune.errors import CheckpointError
 
 
@@ -33,6 +37,22 @@ class Verification:
         """Whether every tensor matches its record."""
         return not self.problems
 
+    def add(self, name: str, zeros: torch.Tensor, record: dict[str, Any]) -> None:
+        """Compares the zeros of one tensor with its record."""
+        count = int(np.count_nonzero(zeros.numpy()))  # torch adds up bools far more slowly
+        self.zeros += count
+        self.numel += zeros.numel()
+        self.more_zeros += max(0, count - record["zeros"])
+        if zeros.numel() != record["numel"]:
+            self.problems.append(f"'{name}' has {zeros.numel()} elements, {record['numel']} are recorded")
+        elif count < record["zeros"]:
+            self.problems.append(
+                f"'{name}' has {count} zeros, {record['zeros']} are recorded: "
+                f"{record['zeros'] - count} that were zero no longer are"
+            )
+        elif count == record["zeros"] and mask_hash(zeros) != record["sha256"]:
+            self.problems.append(f"'{name}' has as many zeros as recorded, but in other places")
+
     def raise_if_bad(self, folder: str | Path) -> None:
         """Raises a CheckpointError that names the first tensor that does not match."""
         if self.problems:
@@ -56,25 +76,10 @@ def verify(folder: str | Path) -> Verification:
     found = Verification()
     if block is None:
         return found
-    places = tensor_files(folder)
-    for name, record in block.get("sparsity", {}).items():
-        found.tensors += 1
-        if name not in places:
-            found.problems.append(f"'{name}' is recorded, but no file holds it")
-            continue
-        tensor = read(places[name], name)
-        zeros = tensor == 0
-        count = int(zeros.sum())
-        found.zeros += count
-        found.numel += zeros.numel()
-        if zeros.numel() != record["numel"]:
-            found.problems.append(f"'{name}' has {zeros.numel()} elements, {record['numel']} are recorded")
-        elif count < record["zeros"]:
-            found.problems.append(
-                f"'{name}' has {count} zeros, {record['zeros']} are recorded: "
-                f"{record['zeros'] - count} that were zero no longer are"
-            )
-        elif count == record["zeros"] and mask_hash(zeros) != record["sha256"]:
-            found.problems.append(f"'{name}' has as many zeros as recorded, but in other places")
-        found.more_zeros += max(0, count - record["zeros"])
+    places, records = tensor_files(folder), block.get("sparsity", {})
+    found.problems += [f"'{name}' is recorded, but no file holds it" for name in records if name not in places]
+    found.tensors = len(records)
+    for path in sorted({places[name] for name in records if name in places}):
+        for name, zeros in read_zeros(path, [name for name in records if places.get(name) == path]):
+            found.add(name, zeros, records[name])
     return found

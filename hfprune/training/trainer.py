@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfprune.checkpoint.metadata import block_of, masks_from_block
+from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
@@ -79,6 +80,8 @@ class PruningTrainer(ResumableTrainer):
     ):
         if model is not None and kwargs.get("model_init") is not None:
             raise ConfigError("model_init: PruningTrainer prunes the model it is given; pass model only")
+        if model is not None:
+            refuse_torch_prune(model)
         super().__init__(model, args, *others, **kwargs)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model = base_model

@@ -14,7 +14,7 @@ from hfprune import PruningConfig
 from hfprune.checkpoint.convert import convert
 from hfprune.cli import app
 from hfprune.errors import CheckpointError, ConfigError
-from tests.support.models import TINY, logits
+from tests.support.models import TINY, logits, same, snapshot
 
 
 def pruned(name, granularity="weight", ratio=0.6, **options):
@@ -82,6 +82,40 @@ def test_half_precision_and_shards(tmp_path, dtype):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map="cpu")
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits(tmp_path, dtype):
+    """transformers builds no model of this dtype on a CPU; it casts such files, dense or sparse, to that asked for."""
+    model = pruned("mlp").to(dtype)
+    hfprune.save_pretrained(model, tmp_path / "own", sparse="bitmask")
+    again = hfprune.from_pretrained(tmp_path / "own", lambda: TINY["mlp"].build().to(dtype))
+    assert same(again.state_dict(), model.state_dict())
+    model = pruned("llama").to(dtype)
+    hfprune.save_pretrained(model, tmp_path / "sparse", sparse="bitmask")
+    assert any(name.endswith(":values") for name in load_file(tmp_path / "sparse" / "model.safetensors"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sparse", dtype=torch.bfloat16)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.to(torch.bfloat16)), name
+    convert(tmp_path / "sparse", tmp_path / "dense", sparse=False)
+    assert same(load_file(tmp_path / "dense" / "model.safetensors"), model.state_dict())
+
+
+@pytest.mark.parametrize("granularity", ["weight", "2:4"])
+def test_devices(tmp_path, granularity):
+    model = pruned("llama", granularity)
+    hfprune.save_pretrained(model, tmp_path, sparse="bitmask", max_shard_size="8KB")
+    kind, state = transformers.AutoModelForCausalLM, model.state_dict()
+    for devices in ("cpu", "auto"):
+        again = kind.from_pretrained(tmp_path, device_map=devices)
+        assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    shapes = kind.from_pretrained(tmp_path, device_map={"": "meta"})
+    assert {name: value.shape for name, value in shapes.state_dict().items()} == {n: v.shape for n, v in state.items()}
+    assert all(parameter.is_meta for parameter in shapes.parameters())
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places["model.layers.1"] = "disk"
+    again = kind.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+    assert torch.equal(logits(again, TINY["llama"].batch()), logits(model, TINY["llama"].batch()))
 
 
 def test_smaller_and_sparse_at_once(tmp_path):
@@ -171,3 +205,101 @@ def test_damage_is_named_and_nothing_is_loaded(tmp_path, name, change, message):
     tampered(tmp_path / "model.safetensors", change)
     with pytest.raises(CheckpointError, match=message):
         hfprune.from_pretrained(tmp_path, TINY[name].build if TINY[name].kind == "own" else None)
+
+
+LOADERS = [hfprune.from_pretrained, transformers.AutoModelForImageClassification.from_pretrained]
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=["checked", "plain"])
+@pytest.mark.parametrize(("change", "message"), [
+    (shorter, "can't be expanded: the mask has .* places, but there are"),
+    (without_mask, "does not hold both parts of the sparse tensor"),
+    (no_shapes, "'hfprune_shapes' is no map of shapes"),
+])  # fmt: skip
+def test_damage_is_named_by_plain_loading_too(tmp_path, load, change, message):
+    hfprune.save_pretrained(pruned("vit"), tmp_path, sparse="bitmask")
+    tampered(tmp_path / "model.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=["checked", "plain"])
+def test_a_newer_format_is_not_guessed_at(tmp_path, load):
+    hfprune.save_pretrained(pruned("vit"), tmp_path, sparse="bitmask")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["hfprune"]["format_version"] = 9
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="written in format 9, and this version reads up to 2; upgrade hfprune"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="written in format 9"):
+        convert(tmp_path, tmp_path / "new", sparse=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_truncated_shards(tmp_path):
+    hfprune.save_pretrained(pruned("llama"), tmp_path, sparse="bitmask", max_shard_size="8KB")
+    shard = max(tmp_path.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    for load in (
+        hfprune.from_pretrained,
+        transformers.AutoModelForCausalLM.from_pretrained,
+        lambda folder: convert(folder, folder / "new", sparse=False),
+        hfprune.verify,
+    ):
+        with pytest.raises(CheckpointError, match="is damaged") as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_instance_that_does_not_fit_is_left_alone(tmp_path):
+    """A module of other sizes, and a plan whose layers the model does not have."""
+    hfprune.save_pretrained(pruned("mlp"), tmp_path / "own", sparse="bitmask")
+    wider = type(TINY["mlp"].build())(width=16)
+    before = snapshot(wider)
+    with pytest.raises(CheckpointError, match="does not fit MLP: 'first.bias' has the shape"):
+        hfprune.from_pretrained(tmp_path / "own", wider)
+    assert same(snapshot(wider), before)
+    model = pruned("llama", ["head", "neuron"], 0.4, round_to=1)
+    hfprune.prune(model, PruningConfig(target=0.5), TINY["llama"].batch())
+    hfprune.save_pretrained(model, tmp_path / "cut", sparse="bitmask")
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    config["hfprune"]["plan"]["dense_config"] = {"num_hidden_layers": 5}
+    config["hfprune"]["plan"]["config"] = {"num_hidden_layers": 5}
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(CheckpointError, match="does not fit LlamaForCausalLM") as caught:
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert "\n" not in str(caught.value)
+
+
+def mixtral():
+    """Its experts are single tensors on disk, and are joined while they are loaded."""
+    config = transformers.MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).eval()
+    masks = hfprune.prune(model, PruningConfig(target=0.6)).masks
+    name = "model.layers.0.mlp.experts.down_proj"
+    masks.kept[name] = torch.rand(model.get_parameter(name).shape) > 0.6
+    return model, masks.apply(model)
+
+
+def test_what_loading_joins_stays_dense(tmp_path):
+    model, masks = mixtral()
+    hfprune.save_pretrained(model, tmp_path / "sparse", masks, sparse="bitmask")
+    block = json.loads((tmp_path / "sparse" / "config.json").read_text())["hfprune"]
+    assert any(".experts." in name for name in block["sparsity"])
+    assert block["encodings"]
+    assert not any(".experts." in name for name in block["encodings"])
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sparse")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    # Converted, without a model that says what it joins: refused before anything is loaded, and it goes back.
+    convert(tmp_path / "sparse", tmp_path / "all", sparse=True)
+    with pytest.raises(
+        CheckpointError, match="is stored sparse, and MixtralForCausalLM joins it with others: `hfprune"
+    ):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "all")
+    convert(tmp_path / "all", tmp_path / "back", sparse=False)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
