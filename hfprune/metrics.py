@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hfprune.config import shrinks
-from hfprune.data.reach import fetch
+from hfprune.hub.reach import fetch
 from hfprune.errors import ConfigError, NotReachable
 from hfprune.registry import Registry, did_you_mean
 
