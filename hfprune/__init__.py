@@ -21,6 +21,7 @@ _PUBLIC = {
     "save_pretrained": "hfprune.checkpoint",
     "from_pretrained": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
+    "push_to_hub": "hfprune.hub.push",
     "run": "hfprune.pipeline",
     "similarity": "hfprune.analysis",
     "sensitivity": "hfprune.analysis",

@@ -8,6 +8,7 @@ from pathlib import Path
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.tensors import read, tensor_files
 from hfprune.errors import CheckpointError
+from hfprune.hub.reach import folder_of
 from hfprune.masks import mask_hash
 
 
@@ -33,6 +34,14 @@ class Verification:
         """Whether every tensor matches its record."""
         return not self.problems
 
+    def words(self) -> str:
+        """What was found, for a person, where all is well."""
+        if not self.tensors:
+            return "no sparsity is recorded"
+        more = f"; {self.more_zeros:,} more than recorded" if self.more_zeros else ""
+        share = f"{self.zeros / self.numel:.2%} of {self.numel:,} are zero"
+        return f"{self.tensors} tensors match their records, {share}{more}"
+
     def raise_if_bad(self, folder: str | Path) -> None:
         """Raises a CheckpointError that names the first tensor that does not match."""
         if self.problems:
@@ -40,18 +49,20 @@ class Verification:
             raise CheckpointError(f"'{folder}' does not match its metadata: {self.problems[0]}{more}")
 
 
-def verify(folder: str | Path) -> Verification:
+def verify(folder: str | Path, revision: str | None = None) -> Verification:
     """Compares every recorded tensor of a checkpoint folder with its record: zeros, shape and where the zeros are.
 
     The tensors are read one at a time; no model is built.
 
     Args:
-        folder: a checkpoint.
+        folder: a checkpoint: a folder, or a repository on the Hub (`OWNER/NAME`).
+        revision: a branch, tag or commit of the repository.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or a file of it is missing or damaged.
+        NotReachable: the repository could not be had.
     """
-    folder = Path(folder)
+    folder = folder_of(folder, revision)
     block = read_block(folder)
     found = Verification()
     if block is None:

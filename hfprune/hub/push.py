@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import (
     CommitInfo,
@@ -122,6 +122,7 @@ class _Push:
     tries: int
     wait: float
     tell: Tell
+    begun: bool = False
     arrived: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -137,6 +138,7 @@ class _Push:
 
     def upload(self) -> None:
         """Sends the weights, one file after another."""
+        self.begun = True
         for name in self.weights:
             self.attempt(
                 f"uploading {name}",
@@ -202,8 +204,6 @@ class _Push:
         if isinstance(error, ValueError) and status is None:
             return CheckpointError(f"{doing} in '{self.repo}': the Hub does not take it: {first_line(error)}")
         way = {401: "log in with `hf auth login`, or mend HF_TOKEN", 403: "the token may not write there"}.get(status)
-        if status == 404 and self.arrived == [] and not self.files:
-            way = "mend the name"
         return NotReachable(
             f"{doing} in '{self.repo}' failed ({_reason(error)}){self._progress()}; "
             f"{way or 'the same command goes on from there'}"
@@ -211,8 +211,8 @@ class _Push:
 
     def _progress(self) -> str:
         missing = [name for name in self.weights if name not in self.arrived]
-        if not self.files:
-            return ""
+        if not self.begun:
+            return ": nothing was sent"
         if not missing:
             return ": all weights arrived, but not the commit with them and the other files"
         sizes = [
@@ -256,5 +256,5 @@ def _reason(error: BaseException) -> str:
         return "the token is not valid"
     if status is None:
         return first_line(error)
-    said: Any = getattr(error, "server_message", None)
-    return f"the Hub answered {status}{f': {said}' if said else ''}"
+    said = (getattr(error, "server_message", None) or "").strip().splitlines()
+    return f"the Hub answered {status}{f': {said[0]}' if said else ''}"

@@ -25,7 +25,7 @@ HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HfHubHTTPError.__bases__[0])
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
-CHECKPOINT_FILES = ["*.json", "*.safetensors", "recipe.yaml"]
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "recipe.yaml"]
 """What is downloaded of a checkpoint: what loading and checking read; never code."""
 
 
