@@ -19,7 +19,7 @@ LEVELS = {
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
-    **dict.fromkeys(("pipeline", "preview", "cli", "terminal", "analysis", "remeasure"), 7),
+    **dict.fromkeys(("pipeline", "folders", "preview", "cli", "terminal", "analysis", "remeasure"), 7),
 }
 
 

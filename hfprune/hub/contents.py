@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -66,6 +67,21 @@ def contents(folder: str | Path) -> dict[str, Path]:
             raise CheckpointError(f"'{path}' holds what looks like an access token: remove it before you push")
     weights = [name for name in files if matches(name, WEIGHTS)]
     return {name: files[name] for name in [*weights, *(n for n in files if n not in weights)]}
+
+
+def card_for(text: str, folder: Path, repo: str) -> str:
+    """A card as it stands in a repository: what loads the model names the repository in place of the folder.
+
+    Args:
+        text: the card of a checkpoint folder.
+        folder: that folder; a card may also name it as it was called when the card was written.
+        repo: the repository's id.
+    """
+    named = re.search(r"^model_name: (.+)$", text, re.MULTILINE)
+    for name in {folder.resolve().name, *([named[1].strip()] if named else [])}:
+        text = text.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo}"')
+        text = text.replace(f'"local-dir:{name}"', f'"hf-hub:{repo}"')
+    return text
 
 
 def stale(there: Iterable[str], files: Iterable[str]) -> list[str]:

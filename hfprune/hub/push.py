@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfprune.errors import CheckpointError, ConfigError, NotReachable
-from hfprune.hub.contents import WEIGHTS, contents, matches, stale
+from hfprune.hub.contents import WEIGHTS, card_for, contents, matches, stale
 from hfprune.hub.reach import DISK_ERRORS, HUB_ERRORS, first_line, status_of
 from hfprune.profiling import human_bytes
 
@@ -82,6 +82,9 @@ def push_to_hub(
     push = _Push(repo, revision or DEFAULT_REVISION, files, token, tries, wait, tell or (lambda line: None))
     push.tell(f"{folder}: {len(files)} files, {human_bytes(sum(path.stat().st_size for path in files.values()))}")
     push.repo = push.attempt("opening the repository", lambda: _opened(push.api, repo, private, push.branch))
+    if (card := files.get("README.md")) is not None:
+        text = card_for(card.read_text(encoding="utf-8"), Path(folder), push.repo)
+        push.additions["README.md"] = CommitOperationAdd("README.md", text.encode())
     push.upload()
     return push.commit(message or "Upload a pruned model", tag)
 
