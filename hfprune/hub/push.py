@@ -83,8 +83,8 @@ def push_to_hub(
     push.tell(f"{folder}: {len(files)} files, {human_bytes(sum(path.stat().st_size for path in files.values()))}")
     push.repo = push.attempt("opening the repository", lambda: _opened(push.api, repo, private, push.branch))
     if (card := files.get("README.md")) is not None:
-        text = card_for(card.read_text(encoding="utf-8"), Path(folder), push.repo)
-        push.additions["README.md"] = CommitOperationAdd("README.md", text.encode())
+        text = card_for(card.read_bytes().decode(errors="surrogateescape"), Path(folder), push.repo)
+        push.additions["README.md"] = CommitOperationAdd("README.md", text.encode(errors="surrogateescape"))
     push.upload()
     return push.commit(message or "Upload a pruned model", tag)
 

@@ -22,7 +22,7 @@ from hfprune.registry import nearest
 # The client's own errors are OSErrors; its transport's are not, and the transport's package has changed its name
 # between versions, so its root is taken from where the client itself inherits it.
 HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HfHubHTTPError.__bases__[0])
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "recipe.yaml"]
