@@ -32,7 +32,7 @@ def prune(
     dry_run: _DryRunOption = False,
 ) -> None:
     """Run a recipe: train the baseline, prune, recover, measure, save."""
-    with one_line_errors(resume_hint=True):
+    with one_line_errors("the same command with --resume goes on from the last checkpoint"):
         from hfprune.recipe import Recipe
 
         loaded = Recipe.from_yaml(recipe, overrides)
@@ -292,7 +292,7 @@ def push(
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
 ) -> None:
     """Push a checkpoint to the Hub: weights, card, report, recipe and pictures in one commit."""
-    with one_line_errors():
+    with one_line_errors("the same command sends what is missing"):
         from hfprune.hub.push import push_to_hub
 
         commit = push_to_hub(folder, repo, private=private or None, revision=revision, message=message, tell=typer.echo)

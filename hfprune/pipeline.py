@@ -111,8 +111,9 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         report = _report(job, dense, dense_metric, pruned_metric, time.perf_counter() - began)
         _write(job, report, dense)
         _show(report, console, folder)
-        _push(recipe, console)
     PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        _push(recipe, console)
     return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
 
 

@@ -16,7 +16,7 @@ from hfprune.errors import HfpruneError
 
 
 @contextmanager
-def one_line_errors(resume_hint: bool = False) -> Iterator[None]:
+def one_line_errors(way_on: str | None = None) -> Iterator[None]:
     """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -25,7 +25,7 @@ def one_line_errors(resume_hint: bool = False) -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         _leave(2)
     except (KeyboardInterrupt, _Terminated) as error:
-        hint = "; the same command with --resume goes on from the last checkpoint" if resume_hint else ""
+        hint = f"; {way_on}" if way_on else ""
         typer.echo(f"\ninterrupted{hint}", err=True)
         _leave(143 if isinstance(error, _Terminated) else 130)
     finally:

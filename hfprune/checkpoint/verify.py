@@ -34,6 +34,12 @@ class Verification:
         """Whether every tensor matches its record."""
         return not self.problems
 
+    def raise_if_bad(self, folder: str | Path) -> None:
+        """Raises a CheckpointError that names the first tensor that does not match."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise CheckpointError(f"'{folder}' does not match its metadata: {self.problems[0]}{more}")
+
     def words(self) -> str:
         """What was found, for a person, where all is well."""
         if not self.tensors:
@@ -41,12 +47,6 @@ class Verification:
         more = f"; {self.more_zeros:,} more than recorded" if self.more_zeros else ""
         share = f"{self.zeros / self.numel:.2%} of {self.numel:,} are zero"
         return f"{self.tensors} tensors match their records, {share}{more}"
-
-    def raise_if_bad(self, folder: str | Path) -> None:
-        """Raises a CheckpointError that names the first tensor that does not match."""
-        if self.problems:
-            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-            raise CheckpointError(f"'{folder}' does not match its metadata: {self.problems[0]}{more}")
 
 
 def verify(folder: str | Path, revision: str | None = None) -> Verification:

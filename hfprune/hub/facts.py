@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hfprune.checkpoint.metadata import MARKER, read_block
+from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError
+from hfprune.hub.card import Kind, render_card
 from hfprune.hub.reach import folder_of
 from hfprune.report.tables import sparsity_table
 
@@ -43,9 +46,8 @@ def facts(name: str | Path, revision: str | None = None, most: int = 40) -> Rend
         parts.append(sparsity_table(block, most))
     if block.get("plan"):
         parts.append(Text("\n".join(_plan(block["plan"]))))
-    parts.append(
-        Text("\n".join(["to load it:", "", *(f"    {line}" for line in loading(config, str(name), revision))]))
-    )
+    lines = loading(config, str(name), revision, on_hub=not Path(name).exists())
+    parts.append(Text("\n".join(["to load it:", "", *(f"    {line}" for line in lines)])))
     return Group(*parts)
 
 
@@ -96,13 +98,14 @@ def _plan(plan: dict[str, Any]) -> list[str]:
     return ["removed from the structure:", *(lines or ["  sizes alone: they stand in the tensors' shapes"])]
 
 
-def loading(config: dict[str, Any], name: str, revision: str | None = None) -> list[str]:
+def loading(config: dict[str, Any], name: str, revision: str | None = None, *, on_hub: bool) -> list[str]:
     """The lines of Python that load a checkpoint, from its config.json.
 
     Args:
         config: the values of config.json.
         name: a folder, or a repository's id.
         revision: of the repository.
+        on_hub: which of the two it is.
     """
     quoted = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
     kind = (config.get("architectures") or ["MyModel"])[0]
@@ -118,7 +121,46 @@ def loading(config: dict[str, Any], name: str, revision: str | None = None) -> l
         plain = f"model = {head}.from_pretrained({quoted}, trust_remote_code=True)"
         lines += ["", "# where hfprune is not installed; runs the modeling file of the checkpoint", plain]
     if not needs_us and config["model_type"] == "timm_wrapper":
-        place = f"local-dir:{name}" if Path(name).exists() else f"hf-hub:{name}{f'@{revision}' if revision else ''}"
+        place = f"hf-hub:{name}{f'@{revision}' if revision else ''}" if on_hub else f"local-dir:{name}"
         lines += ["", "# or with timm alone", "import timm", ""]
         lines += [f"model = timm.create_model({json.dumps(place)}, pretrained=True)"]
     return lines
+
+
+def recorded_card(folder: Path, repo: str) -> str | None:
+    """A card for a checkpoint that has none, from what its config.json says; None where that says nothing of pruning.
+
+    Args:
+        folder: the checkpoint.
+        repo: the repository's id.
+    """
+    block = read_block(folder)
+    if block is None:
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    done = block.get("pruning")
+    done = done if isinstance(done, dict) else {}
+    pruning = {key: done[key] for key in ("criterion", "granularity", "scope", "schedule", "target") if key in done}
+    report = {
+        "sparsity": block.get("sparsity") or {},
+        "recipe": {"pruning": pruning} if _is_known(pruning) else {},
+        "base_model": done.get("base_model"),
+        "environment": {"hfprune": block.get("version")},
+    }
+    lines = "\n".join(loading(config, repo, on_hub=True))
+    return render_card(report, recipe_yaml=None, kind=kind_of(config), loading=lines, name=repo.rpartition("/")[2])
+
+
+def _is_known(pruning: dict[str, Any]) -> bool:
+    """Whether a card can put it into words: not where it names a criterion that was registered elsewhere."""
+    try:
+        PruningConfig.model_validate(pruning)
+    except ValidationError:
+        return False
+    return bool(pruning)
+
+
+def kind_of(config: dict[str, Any]) -> Kind:
+    """Which library loads a checkpoint with this config.json."""
+    found: dict[Any, Kind] = {"timm_wrapper": "timm", None: "module"}
+    return found.get(config.get("model_type"), "transformers")

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfprune.errors import CheckpointError, ConfigError, NotReachable
 from hfprune.hub.contents import WEIGHTS, card_for, contents, matches, stale
+from hfprune.hub.facts import recorded_card
 from hfprune.hub.reach import DISK_ERRORS, HUB_ERRORS, first_line, status_of
 from hfprune.profiling import human_bytes
 
@@ -82,11 +83,18 @@ def push_to_hub(
     push = _Push(repo, revision or DEFAULT_REVISION, files, token, tries, wait, tell or (lambda line: None))
     push.tell(f"{folder}: {len(files)} files, {human_bytes(sum(path.stat().st_size for path in files.values()))}")
     push.repo = push.attempt("opening the repository", lambda: _opened(push.api, repo, private, push.branch))
-    if (card := files.get("README.md")) is not None:
-        text = card_for(card.read_bytes().decode(errors="surrogateescape"), Path(folder), push.repo)
-        push.additions["README.md"] = CommitOperationAdd("README.md", text.encode(errors="surrogateescape"))
+    card = _card(Path(folder), files, push.repo)
+    if card is not None:
+        push.additions["README.md"] = CommitOperationAdd("README.md", card.encode(errors="surrogateescape"))
     push.upload()
     return push.commit(message or "Upload a pruned model", tag)
+
+
+def _card(folder: Path, files: dict[str, Path], repo: str) -> str | None:
+    """The card as it goes into the repository; the folder's own stays as it is."""
+    if "README.md" not in files:
+        return recorded_card(folder, repo)
+    return card_for(files["README.md"].read_bytes().decode(errors="surrogateescape"), folder, repo)
 
 
 def open_repo(repo: str, private: bool | None = None, revision: str | None = None, token: str | None = None) -> str:

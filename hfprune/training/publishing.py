@@ -18,7 +18,7 @@ from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import ConfigError, HfpruneError, ModelError
 from hfprune.hub.card import write_card
-from hfprune.hub.facts import loading
+from hfprune.hub.facts import kind_of, loading
 from hfprune.hub.push import open_repo, push_to_hub
 from hfprune.profiling import measure
 from hfprune.report.environment import environment
@@ -205,9 +205,10 @@ def publication(
     if any(step["metric"] for step in report["steps"]):
         trajectory_plot(report, folder / "trajectory.png")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    kind = {"timm_wrapper": "timm", None: "module"}.get(config.get("model_type"), "transformers")
-    lines = "\n".join(loading(config, trainer.hub_model_id or name))
-    card = write_card(folder, report, recipe_yaml=None, kind=kind, loading=lines, name=name, **(metadata or {}))
+    repo = trainer.hub_model_id
+    lines = "\n".join(loading(config, repo or name, on_hub=repo is not None))
+    parts = {"recipe_yaml": None, "kind": kind_of(config), "loading": lines, "name": name}
+    card = write_card(folder, report, **parts, **(metadata or {}))
     if tags:
         text = ModelCard(card.read_text(encoding="utf-8"))
         text.data.tags = list(dict.fromkeys([*text.data.tags, *([tags] if isinstance(tags, str) else tags)]))

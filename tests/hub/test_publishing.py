@@ -131,3 +131,9 @@ def test_who_may_not_push_learns_it_before_training(hub, tmp_path, monkeypatch):
     with pytest.raises(NotReachable, match="without a token"):
         run_recipe(tmp_path / "run", output={"push_to_hub": "user/vit"})
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_recipe_says_in_one_place_where_it_pushes(tmp_path):
+    for key, place in (("push_to_hub", "output.push_to_hub"), ("hub_private_repo", "output.private")):
+        with pytest.raises(ConfigError, match=f"training.{key}: is said elsewhere: use {place}"):
+            run_recipe(tmp_path / "run", training={key: True})

@@ -244,6 +244,8 @@ def test_the_push_command_prints_size_arrivals_and_the_commit(hub, digits_run):
     code, shown = command("push", digits_run, REPO, "--private", "--revision", "dev", "--message", "Look")
     lines = shown.strip().splitlines()
     assert code == 0 and lines[0].startswith(f"{digits_run}: 3 files, ")
+    assert "pruned with hfprune" in hub.storage.content(REPO, "README.md", "dev").decode()
+    assert not (digits_run / "README.md").exists()
     assert lines[1] == "model.safetensors: arrived (1 of 1)"
     assert lines[-1] == f"{hub.url}/{REPO}/commit/{hub.storage.commit_of(REPO, 'dev')}"
     assert hub.storage.history(REPO, "dev")[0]["title"] == "Look" and hub.storage.read(REPO)["private"]
