@@ -79,7 +79,7 @@ def push_to_hub(
     """
     check_id(repo)
     files = contents(folder)
-    files |= {name: path for name, path in (beside or {}).items()}
+    files |= beside or {}
     push = _Push(repo, revision or DEFAULT_REVISION, files, token, tries, wait, tell or (lambda line: None))
     push.tell(f"{folder}: {len(files)} files, {human_bytes(sum(path.stat().st_size for path in files.values()))}")
     push.repo = push.attempt("opening the repository", lambda: _opened(push.api, repo, private, push.branch))
@@ -134,6 +134,7 @@ class _Push:
     wait: float
     tell: Tell
     begun: bool = False
+    committed: bool = False
     arrived: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -163,6 +164,7 @@ class _Push:
     def commit(self, message: str, tag: str | None) -> CommitInfo:
         """Everything as one commit, and its tag."""
         info = self.attempt("committing", lambda: self._committed(message))
+        self.committed = True
         if tag is not None:
             self.attempt(f"tagging {tag}, while the commit {info.commit_url} is there,", lambda: self._tag(tag, info))
         return info
@@ -222,6 +224,8 @@ class _Push:
 
     def _progress(self) -> str:
         missing = [name for name in self.weights if name not in self.arrived]
+        if self.committed:
+            return ""
         if not self.begun:
             return ": nothing was sent"
         if not missing:
