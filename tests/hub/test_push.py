@@ -146,7 +146,7 @@ def test_what_passes_leaves_one_whole_commit(hub, tmp_path, method, path, how):
         ("POST", "/commit/", 413, "all weights arrived, but not the commit"),
         ("POST", "/commit/", 401, "log in with `hf auth login`"),
         ("POST", "repos/create", 403, "nothing was sent; the token may not write there"),
-        ("POST", "/tag/", 403, "is there, in 'user/model' failed (the Hub answered 403); the token may not write"),
+        ("POST", "/tag/", 403, "is there, in 'user/model' failed (the Hub answered 403: injected); the token may not"),
     ],
 )
 def test_a_refusal_is_not_tried_again_and_a_second_call_finishes(hub, tmp_path, method, path, status, said):
