@@ -23,6 +23,7 @@ _PUBLIC = {
     "import_torch_prune": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
     "write_card": "hfprune.hub.card",
+    "push_to_hub": "hfprune.hub.push",
     "run": "hfprune.pipeline",
     "similarity": "hfprune.analysis",
     "sensitivity": "hfprune.analysis",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from hfprune.errors import CheckpointError, ConfigError, HfpruneError
+from hfprune.errors import CheckpointError, ConfigError
+from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune models with one recipe and one command.")
 
@@ -36,11 +32,11 @@ def prune(
     dry_run: _DryRunOption = False,
 ) -> None:
     """Run a recipe: train the baseline, prune, recover, measure, save."""
-    with _one_line_errors(resume_hint=True):
+    with one_line_errors("the same command with --resume goes on from the last checkpoint"):
         from hfprune.recipe import Recipe
 
         loaded = Recipe.from_yaml(recipe, overrides)
-        _quiet_libraries()
+        quiet_libraries()
         from hfprune import pipeline
         from hfprune.preview import preview
 
@@ -52,7 +48,7 @@ def prune(
             del trainer
         else:
             pipeline.run(loaded, resume=resume, console=console)
-        _part_in_order()
+        part_in_order()
 
 
 @app.command()
@@ -71,11 +67,11 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")] = None,
 ) -> None:
     """Show what can be removed from a model, what it carries, and what is protected and why."""
-    with _one_line_errors():
+    with one_line_errors():
         from hfprune.recipe import ModelSection
 
         section = ModelSection.named(model, overrides)
-        _quiet_libraries()
+        quiet_libraries()
         from hfprune.inspection import inspect as look
         from hfprune.models import load_to_inspect
 
@@ -145,15 +141,15 @@ def similarity(
     ),
 ) -> None:
     """Compare criteria: how alike they rank, whether they tell units apart, which layers they would empty."""
-    with _one_line_errors():
+    with one_line_errors():
         names = _listed("--criteria", criteria)
-        _quiet_libraries()
+        quiet_libraries()
         from hfprune.analysis import similarity as compare
         from hfprune.analysis.setting import open_setting
 
         at = open_setting(model, recipe, data, overrides)
         example = _example(input_shape) if input_shape is not None else at.example_inputs
-        with _progress() as tell:
+        with progress() as tell:
             found = compare(
                 at.model,
                 names,
@@ -186,9 +182,9 @@ def sensitivity(
     ),
 ) -> None:
     """Measure a model after each layer or group alone is pruned; the ratios that it tolerates become a recipe's."""
-    with _one_line_errors():
+    with one_line_errors():
         fractions = _numbers("--ratios", ratios)
-        _quiet_libraries()
+        quiet_libraries()
         from hfprune.analysis import sensitivity as measure
         from hfprune.analysis.setting import open_setting
 
@@ -196,7 +192,7 @@ def sensitivity(
         if at.evaluate is None:
             raise ConfigError("--data: nothing to measure the metric on; name the data, or give a --recipe")
         example = _example(input_shape) if input_shape is not None else at.example_inputs
-        with _progress() as tell:
+        with progress() as tell:
             found = measure(
                 at.model,
                 at.evaluate,
@@ -226,16 +222,6 @@ def _show_analysis(found: Any, folder: Path, texts: dict[str, str], picture: str
     typer.echo(f"\nsaved to {folder}: {', '.join([*texts, picture])}")
 
 
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on the error output of a terminal; what it gives is told of every step."""
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
-
-
 def _listed(option: str, text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -254,22 +240,63 @@ def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
     return granularity[0] if granularity and len(granularity) == 1 else granularity or None
 
 
-@app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]) -> None:
-    """Check every tensor of a checkpoint against its recorded sparsity."""
-    with _one_line_errors():
-        from hfprune.checkpoint.verify import verify as check
+_CheckpointArgument = Annotated[str, typer.Argument(help="A checkpoint folder, or OWNER/NAME on the Hub.")]
+_RevisionOption = Annotated[str | None, typer.Option("--revision", help="A branch, tag or commit of the repository.")]
 
+
+@app.command()
+def verify(
+    checkpoint: _CheckpointArgument,
+    revision: _RevisionOption = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Measure the metric as this recipe says, not the checkpoint's own.")
+    ] = None,
+) -> None:
+    """Check every tensor of a checkpoint against its recorded sparsity, and measure its metric again."""
+    with one_line_errors():
+        from hfprune.checkpoint.verify import verify as check
+        from hfprune.hub.reach import folder_of
+
+        quiet_libraries()
+        folder = folder_of(checkpoint, revision)
         found = check(folder)
-        found.raise_if_bad(folder)
-        if not found.tensors:
-            typer.echo(f"{folder}: no sparsity is recorded")
-        else:
-            share = found.zeros / found.numel
-            more = f"; {found.more_zeros:,} more than recorded" if found.more_zeros else ""
-            typer.echo(
-                f"{folder}: {found.tensors} tensors match their records, {share:.2%} of {found.numel:,} are zero{more}"
-            )
+        found.raise_if_bad(checkpoint)
+        typer.echo(f"{checkpoint}: {found.words()}")
+        from hfprune.remeasure import remeasure
+
+        metric = remeasure(folder, recipe)
+        typer.echo(f"{checkpoint}: {metric.words()}")
+        metric.raise_if_bad(checkpoint)
+
+
+@app.command()
+def card(
+    checkpoint: _CheckpointArgument,
+    revision: _RevisionOption = None,
+    most: Annotated[int, typer.Option("--tensors", help="Rows of the table of tensors, the largest first.")] = 40,
+) -> None:
+    """Print what a checkpoint says of itself: base model, what was pruned, zeros a tensor, how to load it."""
+    with one_line_errors():
+        from hfprune.hub.facts import facts
+
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(facts(checkpoint, revision, most), markup=False, highlight=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made where it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="The branch; made where it is missing.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+) -> None:
+    """Push a checkpoint to the Hub: weights, card, report, recipe and pictures in one commit."""
+    with one_line_errors("the same command sends what is missing"):
+        from hfprune.hub.push import push_to_hub
+
+        commit = push_to_hub(folder, repo, private=private or None, revision=revision, message=message, tell=typer.echo)
+        typer.echo(commit.commit_url)
 
 
 @app.command()
@@ -281,70 +308,16 @@ def convert(
     to: Annotated[str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere).")],
 ) -> None:
     """Write a checkpoint anew with its masked tensors stored sparse, or dense again; the model stays the same."""
-    with _one_line_errors():
+    with one_line_errors():
         from hfprune.checkpoint.convert import convert as write
         from hfprune.errors import ConfigError
 
         if to not in ("bitmask", "dense"):
             raise ConfigError(f"--to: '{to}' is no way of storing; known: bitmask, dense")
-        with _progress() as tell:
+        with progress() as tell:
             write(folder, output, sparse=to == "bitmask", tell=tell)
         before, after = (sum(f.stat().st_size for f in place.glob("*.safetensors")) for place in (folder, output))
         typer.echo(f"{output}: {after:,} bytes of tensors, {after / max(1, before):.1%} of {before:,}")
-
-
-@contextmanager
-def _one_line_errors(resume_hint: bool = False) -> Iterator[None]:
-    """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    except HfpruneError as error:
-        typer.echo(f"error: {error}", err=True)
-        _leave(2)
-    except (KeyboardInterrupt, _Terminated) as error:
-        hint = "; the same command with --resume goes on from the last checkpoint" if resume_hint else ""
-        typer.echo(f"\ninterrupted{hint}", err=True)
-        _leave(143 if isinstance(error, _Terminated) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that what is half written is cleaned up."""
-
-
-def _terminated(*_: Any) -> None:
-    raise _Terminated
-
-
-def _leave(code: int) -> None:
-    raise typer.Exit(code)
-
-
-def _part_in_order() -> None:
-    """Ends the group of processes, where there is one: left to the interpreter's exit it may abort.
-
-    Its threads end with the last reference to it, and a wrapped model in a cycle of references holds one.
-    """
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()
-    gc.collect()
-
-
-def _quiet_libraries() -> None:
-    """Leaves progress to hfprune's own lines: one voice in the terminal."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import logging
-
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    logging.getLogger("timm").setLevel(logging.ERROR)
 
 
 def main() -> None:

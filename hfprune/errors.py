@@ -26,4 +26,4 @@ class TrainingDiverged(HfpruneError, RuntimeError):
 
 
 class NotReachable(HfpruneError, OSError):
-    """Something named in a recipe lies on the Hub, and the Hub could not be reached."""
+    """Something lies on the Hub or goes there, and the Hub could not be reached or refused."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hfprune.config import shrinks
-from hfprune.data.reach import fetch
 from hfprune.errors import ConfigError, NotReachable
+from hfprune.hub.reach import fetch
 from hfprune.registry import Registry, did_you_mean
 
 CLASSIFICATION = ("image-classification", "text-classification")

@@ -32,9 +32,9 @@ from transformers import (
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.timm import wrap_timm
-from hfprune.data.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.errors import ModelError
 from hfprune.hub.origin import read_origin, timm_origin
+from hfprune.hub.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.recipe import ModelSection
 from hfprune.registry import did_you_mean
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from hfprune.checkpoint.verify import verify
 from hfprune.config import PruningConfig
 from hfprune.data import PreparedData, open_data, prepare
 from hfprune.data.sources import is_on_hub
-from hfprune.errors import CheckpointError, ConfigError
+from hfprune.errors import CheckpointError, ConfigError, NotReachable
+from hfprune.folders import clear_way, ended_run
 from hfprune.hub.card import RECIPE_FILE, REPORT_FILE, check_template, write_card
+from hfprune.hub.push import open_repo, push_to_hub
 from hfprune.metrics import Metrics, metrics_for
 from hfprune.models import LoadedModel, load_model
 from hfprune.profiling import Measurement, example_batch, measure
-from hfprune.recipe import Recipe, load_yaml
+from hfprune.recipe import Recipe
 from hfprune.report.emissions import emissions
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
@@ -84,15 +87,19 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     folder = Path(recipe.output.folder)
     # config.json is the last file that the end of a run moves into place.
     if resume and all((folder / name).is_file() for name in (REPORT_FILE, RECIPE_FILE, "config.json")):
-        report = _ended_run(recipe, folder)
+        report = ended_run(recipe, folder)
         # The arguments say on what to run, and with that which of several processes this one is.
         if training_arguments(recipe.output.folder, recipe.training).process_index == 0:
             _show(report, console, folder, ended=True)
+            _push(recipe, console)
         return report
     job = prepare_run(recipe, console)
+    if recipe.output.push_to_hub and PartialState().is_main_process:
+        # Whoever may not write there learns it before the training, not after it.
+        open_repo(recipe.output.push_to_hub, recipe.output.private, recipe.output.revision)
     with PartialState().main_process_first():
         if PartialState().is_main_process:
-            _clear_way(folder, recipe, resume, console)
+            clear_way(folder, recipe, resume, console)
     last = last_checkpoint(folder) if resume else None
     # Of a run that was interrupted only the rest is seen, which says nothing of the whole.
     whole = not (resume and (last or (folder / DENSE_FOLDER).is_dir()))
@@ -111,6 +118,8 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         _write(job, report, dense)
         _show(report, console, folder)
     PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        _push(recipe, console)
     return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
 
 
@@ -137,14 +146,23 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
             rehearse(_trainer(loaded, data, metrics, _dense_arguments(recipe, metrics)), keys)
     keys = recipe_keys(recipe.training)
     with nothing_made(folder / DENSE_FOLDER, keys):
-        trainer = _trainer(loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning)
+        trainer = _trainer(
+            loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning, recipe.output.push_every_step
+        )
         rehearse(trainer, keys)
+    if console is not None:
+        trainer.tell = partial(console.print, markup=False, highlight=False)
     return _Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
 
 
 def _arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
     watched = {"metric": measured.main, "greater_is_better": measured.greater_is_better}
-    return training_arguments(recipe.output.folder, recipe.training, **watched)
+    arguments = training_arguments(recipe.output.folder, recipe.training, **watched)
+    output = recipe.output
+    # Where to push; Trainer itself pushes nothing.
+    arguments.hub_model_id = output.push_to_hub or None
+    arguments.hub_private_repo, arguments.hub_revision = output.private, output.revision
+    return arguments
 
 
 def _dense_arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
@@ -159,6 +177,7 @@ def _trainer(
     metrics: Metrics,
     arguments: TrainingArguments,
     pruning: PruningConfig | None = None,
+    push_every_step: bool = False,
 ) -> PruningTrainer:
     return PruningTrainer(
         model=loaded.model,
@@ -171,65 +190,8 @@ def _trainer(
         preprocess_logits_for_metrics=metrics.preprocess_logits,
         pruning=pruning,
         base_model=loaded.base_model,
+        push_every_step=push_every_step,
     )
-
-
-# ---- the folder, before --------------------------------------------------------------------------------------------
-
-
-def _ended_run(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    _check_same_recipe(recipe, folder)
-    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-
-
-def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuses to go on with a run that another recipe began, naming the first key that differs."""
-    path = folder / RECIPE_FILE
-    if not path.is_file():
-        return
-    before = Recipe.parse(load_yaml(path.read_text(encoding="utf-8"))).model_dump(mode="json")
-    now = recipe.model_dump(mode="json")
-    for key, old, new in _differences(before, now):
-        if not key.startswith("output."):
-            raise ConfigError(
-                f"{key}: {new!r} now, but the run in '{folder}' was begun with {old!r}; "
-                f"resume with the same recipe, or leave out --resume to begin anew"
-            )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for part in [*before, *(k for k in now if k not in before)]:
-            found += _differences(before.get(part), now.get(part), f"{key}.{part}" if key else part)
-        return found
-    return [] if before == now else [(key, before, now)]
-
-
-def _clear_way(folder: Path, recipe: Recipe, resume: bool, console: Console) -> None:
-    """Checks a run to go on with, or moves an earlier one aside; then leaves the recipe in the folder."""
-    if resume:
-        _check_same_recipe(recipe, folder)
-    elif folder.is_dir() and any(folder.glob("checkpoint-*")) | (folder / RECIPE_FILE).is_file():
-        aside = _move_aside(folder)
-        console.print(f"an earlier run in {folder} was moved to {aside}", highlight=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / RECIPE_FILE, recipe.to_yaml())
-    except OSError as error:
-        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
-
-
-def _move_aside(folder: Path) -> Path:
-    previous = folder / "previous"
-    number = 1 + max((int(p.name) for p in previous.glob("*") if p.name.isdigit()), default=0)
-    aside = previous / str(number)
-    aside.mkdir(parents=True)
-    # The report goes first: what is left when this is interrupted does not look like a run that has ended.
-    for path in sorted(folder.iterdir(), key=lambda p: p.name != REPORT_FILE):
-        if path.name != "previous":
-            shutil.move(path, aside / path.name)
-    return aside
 
 
 # ---- dense ---------------------------------------------------------------------------------------------------------
@@ -369,3 +331,18 @@ def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = 
         console.print(removed_table(report))
     console.print(comparison_table(report))
     console.print(f"\nsaved to {folder}: model, card (README.md), {REPORT_FILE}, pictures, recipe", highlight=False)
+
+
+def _push(recipe: Recipe, console: Console) -> None:
+    """Pushes the result where the recipe says so; it is whole on the disk whatever happens."""
+    output = recipe.output
+    if not output.push_to_hub:
+        return
+    tell = partial(console.print, markup=False, highlight=False)
+    try:
+        commit = push_to_hub(
+            output.folder, output.push_to_hub, private=output.private, revision=output.revision, tell=tell
+        )
+    except NotReachable as error:
+        raise NotReachable(f"{error}; the result is whole in '{output.folder}': --resume pushes it") from error
+    tell(f"pushed: {commit.commit_url}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
+from hfprune.secrets import key_of_token
 from hfprune.strict import StrictModel, one_line
 
 Task = Literal["image-classification", "text-classification", "causal-lm"]
@@ -100,6 +101,10 @@ class OutputSection(StrictModel):
         remote_code: add a modeling file by which an uneven transformers model loads without hfprune.
         template: a Jinja file that takes the place of the card's own (`model_cards/card.md.jinja`).
         batch_sizes: at which latency is measured.
+        push_to_hub: `OWNER/NAME` on the Hub to which the result is pushed; false keeps it here.
+        private: whether that repository is private when it is made; by default as the owner's settings say.
+        revision: the branch that is pushed to; by default main.
+        push_every_step: whether each pruning step is pushed once it is fine-tuned, as a commit with a tag.
     """
 
     folder: Name
@@ -107,6 +112,24 @@ class OutputSection(StrictModel):
     remote_code: bool = False
     template: Name | None = None
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 32])
+    push_to_hub: Literal[False] | Name = False
+    private: bool | None = None
+    revision: Name | None = None
+    push_every_step: bool = False
+
+    @model_validator(mode="after")
+    def _a_repository_for_what_is_pushed(self) -> Self:
+        for key in ("private", "revision", "push_every_step"):
+            if getattr(self, key) and not self.push_to_hub:
+                raise ValueError(f"{key}: says how to push, but nothing is pushed; add push_to_hub: OWNER/NAME")
+        return self
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _a_valid_repository(cls, value: str | Literal[False]) -> str | Literal[False]:
+        if value and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value):
+            raise ValueError(f"must be OWNER/NAME on the Hub, or false, not '{value}'")
+        return value
 
 
 class Recipe(StrictModel):
@@ -159,7 +182,15 @@ class Recipe(StrictModel):
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Recipe:
-        """A recipe from plain values; a ConfigError in one line where they are wrong."""
+        """A recipe from plain values; a ConfigError in one line where they are wrong.
+
+        A recipe goes into the report, the card and the repository: one that holds a token is refused.
+        """
+        if (key := key_of_token(values)) is not None:
+            raise ConfigError(
+                f"{key}: holds what looks like an access token, which a recipe would make public; take it out and "
+                "log in with `hf auth login`, or set HF_TOKEN"
+            )
         try:
             return cls.model_validate(values)
         except ValidationError as error:

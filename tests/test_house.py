@@ -12,14 +12,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A module imports only from its own level or a lower one.
 LEVELS = {
-    **dict.fromkeys(("errors", "registry"), 1),
+    **dict.fromkeys(("errors", "registry", "secrets"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "config", "recipe", "schedules"), 2),
     **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
     **dict.fromkeys(("counts", "pruner", "profiling", "structure"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
-    **dict.fromkeys(("pipeline", "preview", "cli", "analysis"), 7),
+    **dict.fromkeys(("pipeline", "folders", "preview", "cli", "terminal", "analysis", "remeasure"), 7),
 }
 
 

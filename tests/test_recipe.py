@@ -185,3 +185,24 @@ def test_a_missing_file_is_answered_with_one_beside_it(write):
         f"--recipe: no file '{path.with_name('recip.yaml')}'; did you mean '{path}'?"
     )
     assert refusal(path.parent / "nowhere" / "x.yaml").endswith("x.yaml'")
+
+
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        (["output.push_to_hub=true"], "output.push_to_hub: "),
+        (["output.push_to_hub=name alone"], "output.push_to_hub: must be OWNER/NAME on the Hub, or false"),
+        (["output.push_to_hub=a/b/c"], "output.push_to_hub: must be OWNER/NAME"),
+        (["output.private=true"], "output.private: says how to push, but nothing is pushed; add push_to_hub"),
+        (["output.push_every_step=true"], "output.push_every_step: says how to push"),
+        (["output.revision=dev"], "output.revision: says how to push"),
+    ],
+)
+def test_where_to_push_is_checked(write, overrides, line):
+    assert refusal(write(), overrides).startswith(line)
+
+
+@pytest.mark.parametrize("key", ["training.hub_token", "model.args.token", "data.name"])
+def test_a_recipe_with_a_token_is_refused_without_showing_it(write, key):
+    line = refusal(write(), [f"{key}=hf_{'a' * 34}"])
+    assert line.startswith(f"{key}: holds what looks like an access token") and "aaa" not in line

@@ -18,8 +18,8 @@ from transformers import EvalPrediction
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.criteria.calibration import to_device
 from hfprune.data import PreparedData, open_data, prepare
-from hfprune.data.reach import fetch, looks_like_path
 from hfprune.errors import ConfigError, ModelError
+from hfprune.hub.reach import fetch, looks_like_path
 from hfprune.metrics import Metrics, metrics_for
 from hfprune.models import load_model
 from hfprune.recipe import DataSection, ModelSection, Recipe, apply_override

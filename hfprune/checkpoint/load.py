@@ -16,19 +16,26 @@ from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
 from hfprune.checkpoint.tensors import header, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
 from hfprune.errors import CheckpointError
+from hfprune.hub.reach import folder_of
 from hfprune.structure.plan import Plan
 
 
 def from_pretrained(
-    folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None, *, check: bool = True, **options: Any
+    folder: str | Path,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    revision: str | None = None,
+    check: bool = True,
+    **options: Any,
 ) -> nn.Module:
     """Loads what `save_pretrained` saved, after comparing it with its metadata.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint: a folder, or a repository on the Hub (`OWNER/NAME`).
         model: for a module that is neither transformers' nor timm's: its class, a function that makes it, or a fresh
             instance of the dense model, which is cut to size and filled. For the others it may be left out; a
             transformers class chooses the head, an instance from `timm.create_model` is filled like an own module.
+        revision: a branch, tag or commit of the repository.
         check: whether to compare every recorded tensor with its record first.
         options: passed on to transformers' `from_pretrained` (`dtype`, `device_map`, ...).
 
@@ -38,8 +45,10 @@ def from_pretrained(
     Raises:
         CheckpointError: the folder is not a checkpoint, does not match its metadata, or does not fit the model; an
             instance that was given is then as it was.
+        NotReachable: there is no such repository or revision, or the Hub can't be reached.
+        ConfigError: a revision of a folder on this machine.
     """
-    folder = Path(folder)
+    folder = folder_of(folder, revision)
     if (foreign := find_foreign(folder)) is not None:
         return _load_foreign(foreign, model, options)
     block = read_block(folder)

@@ -13,6 +13,7 @@ from hfprune.bits import mask_hash
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.tensors import read_zeros, tensor_files
 from hfprune.errors import CheckpointError
+from hfprune.hub.reach import folder_of
 
 
 @dataclass
@@ -59,19 +60,29 @@ class Verification:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise CheckpointError(f"'{folder}' does not match its metadata: {self.problems[0]}{more}")
 
+    def words(self) -> str:
+        """What was found, for a person, where all is well."""
+        if not self.tensors:
+            return "no sparsity is recorded"
+        more = f"; {self.more_zeros:,} more than recorded" if self.more_zeros else ""
+        share = f"{self.zeros / self.numel:.2%} of {self.numel:,} are zero"
+        return f"{self.tensors} tensors match their records, {share}{more}"
 
-def verify(folder: str | Path) -> Verification:
+
+def verify(folder: str | Path, revision: str | None = None) -> Verification:
     """Compares every recorded tensor of a checkpoint folder with its record: zeros, shape and where the zeros are.
 
     The tensors are read one at a time; no model is built.
 
     Args:
-        folder: a checkpoint.
+        folder: a checkpoint: a folder, or a repository on the Hub (`OWNER/NAME`).
+        revision: a branch, tag or commit of the repository.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or a file of it is missing or damaged.
+        NotReachable: the repository could not be had.
     """
-    folder = Path(folder)
+    folder = folder_of(folder, revision)
     block = read_block(folder)
     found = Verification()
     if block is None:

@@ -18,8 +18,8 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hfprune.data.builtin import builtin
-from hfprune.data.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.errors import ConfigError, DataError, NotReachable
+from hfprune.hub.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.recipe import DataSection
 from hfprune.registry import did_you_mean, nearest
 

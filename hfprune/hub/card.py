@@ -115,14 +115,7 @@ def render_card(
     return text
 
 
-def write_card(
-    folder: str | os.PathLike,
-    report: Mapping[str, Any] | None = None,
-    *,
-    name: str | None = None,
-    template: str | os.PathLike | None = None,
-    **parts: Any,
-) -> Path:
+def write_card(folder: str | os.PathLike, report: Mapping[str, Any] | None = None, **parts: Any) -> Path:
     """Writes `README.md` into a checkpoint's folder; it appears under its name only when it is complete.
 
     Example:
@@ -130,11 +123,33 @@ def write_card(
         >>> hfprune.write_card("pruned", report)
 
     Args:
+        folder: the checkpoint.
+        report, **parts: as `card_of` takes them.
+
+    Raises:
+        ConfigError, CheckpointError: see `card_of`.
+    """
+    path = Path(folder) / CARD_FILE
+    write_text(path, card_of(folder, report, **parts))
+    return path
+
+
+def card_of(
+    folder: str | os.PathLike,
+    report: Mapping[str, Any] | None = None,
+    *,
+    repo: str | None = None,
+    name: str | None = None,
+    **parts: Any,
+) -> str:
+    """The card of a checkpoint's folder: see `write_card`.
+
+    Args:
         folder: the checkpoint. Its files say how it is loaded and what was pruned, its pictures are shown.
         report: as a run writes it, or any part of it, such as `dense` and `pruned` by `measure`; by default what a run
             left in the folder, else what config.json says. Nothing stands in the card that none of these says.
-        name: the model's; by default the folder's.
-        template: see `render_card`.
+        repo: the repository that the checkpoint goes to, where the card is to load it from.
+        name: the model's; by default the repository's or the folder's.
         **parts: the other arguments of `render_card`, which are otherwise read from the folder.
 
     Raises:
@@ -143,7 +158,7 @@ def write_card(
     """
     folder = Path(folder)
     report = _whole_report(folder, report)
-    name = name or folder.resolve().name
+    name = name or (repo.rpartition("/")[2] if repo else folder.resolve().name)
     recipe = folder / RECIPE_FILE
     if "recipe_yaml" not in parts:
         parts["recipe_yaml"] = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
@@ -151,11 +166,10 @@ def write_card(
         parts["kind"] = kind_of(read_config(folder))
     if "loading" not in parts:
         files = [path.name for path in folder.iterdir()]
-        parts["loading"] = loading_lines(read_config(folder), name, beside=files, maker=report.get("maker"))
+        lines = {"on_hub": repo is not None, "beside": files, "maker": report.get("maker")}
+        parts["loading"] = loading_lines(read_config(folder), repo or name, **lines)
     parts.setdefault("pictures", [picture for picture in PICTURES if (folder / picture).is_file()])
-    path = folder / CARD_FILE
-    write_text(path, render_card(report, name=name, template=template, **parts))
-    return path
+    return render_card(report, name=name, **parts)
 
 
 def template_path() -> Path:
@@ -228,10 +242,19 @@ def _recorded(folder: Path) -> dict[str, Any]:
         "stored_sparse": "encodings" in block,
         "architecture": architecture(read_config(folder)),
         "reached": done.get("reached"),
-        "recipe": {"pruning": config} if config else {},
+        "recipe": {"pruning": config} if _is_known(config) else {},
         "base_model": done.get("base_model"),
         "environment": {"hfprune": block.get("version")},
     }
+
+
+def _is_known(pruning: Mapping[str, Any]) -> bool:
+    """Whether it can be put into words: not where it names a criterion that was registered elsewhere."""
+    try:
+        PruningConfig.model_validate(pruning)
+    except ValidationError:
+        return False
+    return bool(pruning)
 
 
 def _pruning(report: Mapping[str, Any]) -> PruningConfig | None:

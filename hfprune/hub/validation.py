@@ -1,4 +1,4 @@
-"""Whether a card's metadata is what the Hub takes: by a schema everywhere, by the Hub itself where it is reached."""
+"""Whether a card's metadata is what the Hub takes, by a schema. A push has the Hub look at it too."""
 
 from __future__ import annotations
 
@@ -118,17 +118,3 @@ def check_card(text: str) -> None:
         raise ConfigError(f"the card's metadata can't be read: {' '.join(str(error).split())}") from error
     if lost := sorted(values.keys() - again.keys()):
         raise ConfigError(f"the card's metadata: '{lost[0]}' does not read back")
-
-
-def validate_card(text: str) -> None:
-    """Checks a card as `check_card` does, and then by the Hub's own rules, which takes one request.
-
-    Raises:
-        ConfigError: one line that names what is wrong.
-        OSError: huggingface_hub's own errors, where the Hub can't be reached.
-    """
-    check_card(text)
-    try:
-        ModelCard(text).validate()
-    except ValueError as error:
-        raise ConfigError(f"the Hub does not take the card: {' '.join(str(error).split())}") from error

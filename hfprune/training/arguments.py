@@ -55,7 +55,17 @@ _BOUNDS = {
     "adam_epsilon": (0, _UNLIMITED),
     "max_grad_norm": (0, _UNLIMITED),
 }
-_OWN_KEYS = {"output_dir": "output.folder", "resume_from_checkpoint": "--resume"}
+_OWN_KEYS = {
+    "output_dir": "output.folder",
+    "resume_from_checkpoint": "--resume",
+    "push_to_hub": "output.push_to_hub",
+    "hub_model_id": "output.push_to_hub",
+    "hub_private_repo": "output.private",
+    "hub_revision": "output.revision",
+    "hub_strategy": "output.push_every_step",
+    "hub_always_push": "output.push_every_step",
+    "hub_token": "`hf auth login` or HF_TOKEN",
+}
 # The metrics of a recipe are computed once, of all predictions of an evaluation.
 _ONLY = {"batch_eval_metrics": False, "eval_do_concat_batches": True, "prediction_loss_only": False}
 # What TrainingArguments raise for values that they can't make sense of.

@@ -50,7 +50,7 @@ def nothing_made(folder: Path, keys: dict[str, str]) -> Iterator[None]:
     except HfpruneError:
         raise
     except (ConnectionError, HfHubHTTPError) as error:
-        raise NotReachable(f"{keys.get('push_to_hub', 'training')}: {' '.join(str(error).split())[:300]}") from error
+        raise NotReachable(f"training: {' '.join(str(error).split())[:300]}") from error
     except OSError as error:
         raise CheckpointError(
             f"output.folder: can't write to '{error.filename or folder}': {error.strerror or error}"

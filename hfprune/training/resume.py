@@ -93,7 +93,7 @@ class ResumableTrainer(LossTrainer):
             self._side, self.state.best_global_step = None, best_step
         if self._push_later:
             self._push_later = None
-            super()._push_from_checkpoint(os.path.join(folder, name))
+            self.push_checkpoint(os.path.join(folder, name))
 
     def _record_best(self, folder: Path, side: Path, best_step: int) -> None:
         """Says where the best checkpoint will lie, in the state and in the checkpoint being written."""
@@ -105,10 +105,11 @@ class ResumableTrainer(LossTrainer):
             self.state.save_to_json(str(side / "trainer_state.json"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._side:
-            self._push_later = checkpoint_folder
-        else:
-            super()._push_from_checkpoint(checkpoint_folder)
+        # Trainer pushes before the checkpoint is in its place.
+        self._push_later = checkpoint_folder
+
+    def push_checkpoint(self, folder: str) -> None:
+        """What a subclass pushes once a checkpoint lies in its place."""
 
     def save_extra(self, folder: Path) -> None:
         """What a subclass adds to a checkpoint before it is moved into place."""

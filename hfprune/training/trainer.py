@@ -34,13 +34,14 @@ from hfprune.training.masking import Masking
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
 from hfprune.training.progress import PhaseProgress
+from hfprune.training.publishing import PublishingTrainer, check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
 from hfprune.training.removal import Removal
-from hfprune.training.resume import ResumableTrainer, last_checkpoint
+from hfprune.training.resume import last_checkpoint
 from hfprune.training.state import load_state, save_state
 
 
-class PruningTrainer(ResumableTrainer):
+class PruningTrainer(PublishingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -60,6 +61,7 @@ class PruningTrainer(ResumableTrainer):
             returns logits is trained with the loss that its labels call for.
         pruning: what, how much and when to prune; without it, this is a Trainer with safer checkpoints.
         base_model: the Hub name of the dense model, for the metadata.
+        push_every_step: push each pruning step once it is fine-tuned, as a commit with a tag such as `ratio-0.8`.
 
     Attributes:
         masks: what is held at zero.
@@ -76,6 +78,7 @@ class PruningTrainer(ResumableTrainer):
         *others: Any,
         pruning: PruningConfig | dict[str, Any] | None = None,
         base_model: str | None = None,
+        push_every_step: bool = False,
         **kwargs: Any,
     ):
         if model is not None and kwargs.get("model_init") is not None:
@@ -84,10 +87,10 @@ class PruningTrainer(ResumableTrainer):
             refuse_torch_prune(model)
         super().__init__(model, args, *others, **kwargs)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
-        self.base_model = base_model
-        self.masks = MaskSet({})
+        self.base_model, self.push_every_step = base_model, push_every_step
+        check_pushing(self)
+        self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
-        self.progress = PruningState()
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
         if block := block_of(self.model):
@@ -239,6 +242,7 @@ class PruningTrainer(ResumableTrainer):
             self._close_phase(phase, began, ignore_keys)
             if self.args.save_strategy != "no":
                 self._save_boundary(trial)
+            self.push_step(phase)
         return outputs
 
     def _open_phase(self, phase: Phase, ignore_keys: list[str] | None) -> None:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
 
 from hfprune.errors import ConfigError
-from hfprune.hub.validation import check_card, validate_card
+from hfprune.hub.validation import check_card
 
 GOOD = """\
 ---
@@ -61,19 +60,3 @@ def test_bad_metadata_is_one_line_that_names_the_key(old, new, message):
     with pytest.raises(ConfigError, match=message) as raised:
         check_card(GOOD.replace(old, new, 1))
     assert "\n" not in str(raised.value)
-
-
-def test_the_hub_has_the_last_word(monkeypatch):
-    asked = []
-    monkeypatch.setattr(ModelCard, "validate", lambda card: asked.append(card.data.license))
-    validate_card(GOOD)
-    assert asked == ["apache-2.0"]
-
-    def refuse(card):
-        raise ValueError('{"errors":\n["license must be one of"]}')
-
-    monkeypatch.setattr(ModelCard, "validate", refuse)
-    with pytest.raises(ConfigError, match="the Hub does not take the card: .*license must be one of"):
-        validate_card(GOOD)
-    with pytest.raises(ConfigError, match="has no metadata"):
-        validate_card("# nothing")

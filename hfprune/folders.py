@@ -1,0 +1,71 @@
+"""The folder of a run before the run begins: whether it can go on there, and where an earlier run's files go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hfprune.checkpoint.files import write_text
+from hfprune.errors import CheckpointError, ConfigError
+from hfprune.hub.card import RECIPE_FILE, REPORT_FILE
+from hfprune.recipe import Recipe, load_yaml
+
+
+def ended_run(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The report of a run that has ended; refused where another recipe began it."""
+    _check_same_recipe(recipe, folder)
+    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+
+
+def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Refuses to go on with a run that another recipe began, naming the first key that differs."""
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        return
+    before = Recipe.parse(load_yaml(path.read_text(encoding="utf-8"))).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    for key, old, new in _differences(before, now):
+        if not key.startswith("output."):
+            raise ConfigError(
+                f"{key}: {new!r} now, but the run in '{folder}' was begun with {old!r}; "
+                f"resume with the same recipe, or leave out --resume to begin anew"
+            )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for part in [*before, *(k for k in now if k not in before)]:
+            found += _differences(before.get(part), now.get(part), f"{key}.{part}" if key else part)
+        return found
+    return [] if before == now else [(key, before, now)]
+
+
+def clear_way(folder: Path, recipe: Recipe, resume: bool, console: Console) -> None:
+    """Checks a run to go on with, or moves an earlier one aside; then leaves the recipe in the folder."""
+    if resume:
+        _check_same_recipe(recipe, folder)
+    elif folder.is_dir() and any(folder.glob("checkpoint-*")) | (folder / RECIPE_FILE).is_file():
+        aside = _move_aside(folder)
+        console.print(f"an earlier run in {folder} was moved to {aside}", highlight=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RECIPE_FILE, recipe.to_yaml())
+    except OSError as error:
+        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
+
+
+def _move_aside(folder: Path) -> Path:
+    previous = folder / "previous"
+    number = 1 + max((int(p.name) for p in previous.glob("*") if p.name.isdigit()), default=0)
+    aside = previous / str(number)
+    aside.mkdir(parents=True)
+    # The report goes first: what is left when this is interrupted does not look like a run that has ended.
+    for path in sorted(folder.iterdir(), key=lambda p: p.name != REPORT_FILE):
+        if path.name != "previous":
+            shutil.move(path, aside / path.name)
+    return aside

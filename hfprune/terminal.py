@@ -1,0 +1,80 @@
+"""What all commands share: errors as one line, interruptions, quiet libraries, a bar."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from hfprune.errors import HfpruneError
+
+
+@contextmanager
+def one_line_errors(way_on: str | None = None) -> Iterator[None]:
+    """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    except HfpruneError as error:
+        typer.echo(f"error: {error}", err=True)
+        _leave(2)
+    except (KeyboardInterrupt, _Terminated) as error:
+        hint = f"; {way_on}" if way_on else ""
+        typer.echo(f"\ninterrupted{hint}", err=True)
+        _leave(143 if isinstance(error, _Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that what is half written is cleaned up."""
+
+
+def _terminated(*_: Any) -> None:
+    raise _Terminated
+
+
+def _leave(code: int) -> None:
+    raise typer.Exit(code)
+
+
+def part_in_order() -> None:
+    """Ends the group of processes, where there is one: left to the interpreter's exit it may abort.
+
+    Its threads end with the last reference to it, and a wrapped model in a cycle of references holds one.
+    """
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+    gc.collect()
+
+
+def quiet_libraries() -> None:
+    """Leaves progress to hfprune's own lines: one voice in the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
+
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("timm").setLevel(logging.ERROR)
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar on the error output of a terminal; what it gives is told of every step."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
