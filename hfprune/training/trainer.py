@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hfprune.checkpoint.metadata import block_of, masks_from_block
 from hfprune.config import PruningConfig
-from hfprune.errors import CheckpointError, ConfigError
+from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
 from hfprune.structure.pruner import StructuredPruner
+from hfprune.training.blockwise import method_of
 from hfprune.training.callbacks import (
     CountingCallback,
     GradualCallback,
@@ -29,17 +30,16 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
-from hfprune.training.masking import Masking
+from hfprune.training.distill import DistillingTrainer
+from hfprune.training.ice import IceCourse
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
-from hfprune.training.progress import PhaseProgress
+from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.recovery import RecoveryCallback, monitored
-from hfprune.training.removal import Removal
-from hfprune.training.resume import ResumableTrainer, last_checkpoint
 from hfprune.training.state import load_state, save_state
 
 
-class PruningTrainer(ResumableTrainer):
+class PruningTrainer(DistillingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -87,6 +87,7 @@ class PruningTrainer(ResumableTrainer):
         self.progress = PruningState()
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
+        self.course: IceCourse | None = None
         if block := block_of(self.model):
             # A pruned model stays pruned, whatever is trained.
             self.masks = masks_from_block(self.model, block).bind(self.model)
@@ -116,8 +117,8 @@ class PruningTrainer(ResumableTrainer):
 
     def _prepare_pruning(self) -> None:
         config = self.pruning
-        self.method = Removal(self) if config.is_structural else Masking(self)
-        self.phases = phases_of(config, self.method.targets())
+        self.method = method_of(self)
+        self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         self._check_lengths()
         if config.recovery.patience is not None and self.eval_dataset is None:
             raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
@@ -129,6 +130,7 @@ class PruningTrainer(ResumableTrainer):
             monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
             self.add_callback(self.recovery)
+        self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
         if "movement" in self.pruner.criterion.statistics:
@@ -170,8 +172,8 @@ class PruningTrainer(ResumableTrainer):
         if self.pruning is None:
             self._forget_preparation()
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
-        folder = self._find_checkpoint(resume_from_checkpoint)
-        self._begin(folder)
+        folder = self.find_checkpoint(resume_from_checkpoint)
+        self._begin(folder, ignore_keys_for_eval)
         outputs: list[TrainOutput] = []
         while self.progress.phase < len(self.phases):
             outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
@@ -188,21 +190,19 @@ class PruningTrainer(ResumableTrainer):
         losses = [output.training_loss for output in outputs]
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, metrics)
 
-    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is True:
-            found = last_checkpoint(self.args.output_dir)
-            if found is None:
-                raise CheckpointError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
-            return str(found)
-        return resume or None
-
-    def _begin(self, folder: str | None) -> None:
+    def _begin(self, folder: str | None, ignore_keys: list[str] | None) -> None:
         """Takes up a checkpoint, or begins anew."""
         self.progress = PruningState()
+        if self.pruning.recovery.distill is not None:
+            self.begin_teaching(self.pruning.recovery.distill)
+            self.progress.teacher = self.teacher.digest
+            tell(self, self.teacher.words())
         if folder is None:
+            if self.course is not None:
+                self.course.begin(ignore_keys)
             return
         weights = load_state(self, Path(folder))
-        self.phases = phases_of(self.pruning, self.method.targets())
+        self.phases = phases_of(self.pruning, self.method.targets(), self.method.blocks)
         if self.progress.record is not None:
             # Loading looks at what the model says of itself.
             self.method.annotate(self.achieved)
@@ -225,9 +225,11 @@ class PruningTrainer(ResumableTrainer):
         set_seed(self.args.seed + phase.number)
         if folder is None:
             self._open_phase(phase, ignore_keys)
-        outputs = []
-        with self._phase_arguments(phase):
-            if self._phase_trains(phase):
+        outputs, course = [], self.course
+        # A phase that is taken up was being fine-tuned.
+        wanted = course is None or folder is not None or course.fine_tunes(phase, self.progress.record)
+        with self._phase_arguments(phase), course.fine_tuning() if course else nullcontext():
+            if wanted and self._phase_trains(phase):
                 self.reset_for_phase()
                 self._began = began
                 outputs.append(super().train(folder, trial, ignore_keys))
@@ -235,7 +237,7 @@ class PruningTrainer(ResumableTrainer):
                 self.masks.bind(self.model).clean()
             self._close_phase(phase, began, ignore_keys)
             if self.args.save_strategy != "no":
-                self._save_boundary(trial)
+                self.save_without_optimizer(trial)
         return outputs
 
     def _open_phase(self, phase: Phase, ignore_keys: list[str] | None) -> None:
@@ -321,8 +323,10 @@ class PruningTrainer(ResumableTrainer):
             changed |= {"num_train_epochs": phase.epochs, "max_steps": -1}
         if phase.steps is not None:
             changed["max_steps"] = phase.steps
-        if phase.learning_rate is not None:
-            changed["learning_rate"] = phase.learning_rate
+        record = self.progress.record
+        rate = record.learning_rate if record and record.learning_rate is not None else phase.learning_rate
+        if rate is not None:
+            changed["learning_rate"] = rate
         if self.recovery is not None and self.args.eval_strategy == "no":
             changed["eval_strategy"] = type(self.args.eval_strategy)("epoch")
         before = {name: getattr(self.args, name) for name in changed}
@@ -377,14 +381,6 @@ class PruningTrainer(ResumableTrainer):
         return super().divergence(loss) + where
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _save_boundary(self, trial: Any) -> None:
-        """A checkpoint of the ended phase, from which the next one begins; it needs no optimizer."""
-        only_model, self.args.save_only_model = self.args.save_only_model, True
-        try:
-            self._save_checkpoint(self.model, trial)
-        finally:
-            self.args.save_only_model = only_model
 
     def save_extra(self, folder: Path) -> None:
         if self.pruning is not None:
