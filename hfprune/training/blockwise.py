@@ -87,7 +87,7 @@ class BlockwisePruner(AgreedPruner):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         place = places(self.structure)
-        found = {name: place(name) for name in self.groups}
+        found = {name: place(group.members[0].tensor) for name, group in self.groups.items()}
         for link in self.structure.links:  # what is cut only together goes in one step
             first = min((found[name] for name in link if name in found), default=None)
             found |= {name: first for name in link if name in found}
@@ -200,7 +200,9 @@ def places(structure: Structure) -> Callable[[str], tuple[int, str]]:
     Raises:
         ConfigError: there are no residual blocks.
     """
-    paths = [block.path for block in find_blocks(structure)]
+    order = {node: index for index, node in enumerate(structure.graph.nodes)}
+    blocks = sorted(find_blocks(structure, droppable=False), key=lambda block: order[block.exit])
+    paths = [block.path for block in blocks]
     if not paths:
         kind = type(structure.model).__name__
         raise ConfigError(f"pruning.strategy: ice goes from residual block to residual block, and {kind} has none")

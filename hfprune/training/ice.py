@@ -20,7 +20,7 @@ from hfprune.errors import ConfigError
 from hfprune.report.tables import is_fraction
 from hfprune.strategy import Drop, Ice
 from hfprune.training.phases import Phase, StepRecord
-from hfprune.training.progress import tell
+from hfprune.training.progress import shown, tell
 from hfprune.training.removal import of_the_first
 from hfprune.training.side import side_trainer
 from hfprune.training.tuning import check_optuna, search
@@ -77,7 +77,8 @@ class IceCourse:
 
     @property
     def found(self) -> dict[str, Any]:
-        """What is known: `dense` (the metric), `settings`, `frozen`, `changes`, `seconds` and, tuned, `trials`."""
+        """What is known: `dense` (the metric); probed: `changes`, `frozen`, `probe_seconds`; tuned: `settings`, `trials`,
+        `tuning_seconds`."""
         return self.trainer.progress.strategy
 
     @property
@@ -94,16 +95,16 @@ class IceCourse:
             self.found["dense"] = trainer.recovery.value_of(trainer.evaluate(ignore_keys=ignore_keys))
         if self.settings.tune is not None:
             tuned = search(self.kind, trainer)
-            self.found |= {"settings": tuned.settings.model_dump(mode="json"), "trials": tuned.trials}
-        self.found["seconds"] = {"tuning": time.perf_counter() - began}
+            self.found.update(settings=tuned.settings.model_dump(mode="json"), trials=tuned.trials)
+            self.found["tuning_seconds"] = time.perf_counter() - began
         if self.now.freeze:
             began = time.perf_counter()
             changes = of_the_first(probe(self.kind, trainer, self.now))
             self.found["changes"] = changes
             self.found["frozen"] = least_changed(changes, self.now.freeze)
-            self.found["seconds"]["probe"] = time.perf_counter() - began
-            said = f"{len(self.found['frozen'])} of {len(changes)} layers frozen, as a probe of one epoch changed them"
-            tell(trainer, f"ice: {said} least ({self.found['seconds']['probe']:.1f} s)")
+            self.found["probe_seconds"] = time.perf_counter() - began
+            said = f"{len(self.found['frozen'])} of {len(changes)} layers are frozen: those that a probe changed least"
+            tell(trainer, f"ice: {said} ({self.found['probe_seconds']:.1f} s)")
 
     # ---- in a phase -----------------------------------------------------------------------------------------------
 
@@ -115,7 +116,8 @@ class IceCourse:
         if trainer.recovery is not None and trainer.recovery.best is not None:
             value, dense = trainer.recovery.best, self.found["dense"]
             record.drop = dense - value if trainer.recovery.greater_is_better else value - dense
-            words = f", {trainer.recovery.monitor.removeprefix('eval_')} {value:.4g} ({-record.drop:+.4g})"
+            name = trainer.recovery.monitor.removeprefix("eval_")
+            words = f", {name} {shown(name, value)} ({self.difference(record.drop)})"
             if settings.trigger is not False:
                 record.fine_tuned = record.drop >= settings.trigger.of(dense, self.in_points)
         if record.fine_tuned:
@@ -125,6 +127,12 @@ class IceCourse:
         tell(trainer, f"block {phase.number}/{len(trainer.phases)} {phase.block}: "
                       f"{trainer.method.words(record.achieved)}{words}; {does}")  # fmt: skip
         return record.fine_tuned
+
+    def difference(self, drop: float) -> str:
+        """A drop for a person, as what is won or lost against the dense model."""
+        if self.in_points:
+            return f"{-drop * (1 if abs(self.found['dense']) > 1 else 100):+.2f} points"
+        return f"{drop if not self.trainer.recovery.greater_is_better else -drop:+.4g}"
 
     def rate(self, phase: Phase) -> float:
         """The learning rate of a phase, by what is left of the model."""

@@ -68,9 +68,9 @@ class PhaseProgress(TrainerCallback):
             return
         name, value = self._watched(metrics)
         best = self.trainer.recovery.best if self.trainer.recovery is not None else None
-        self.metric = "" if value is None else f"{name} {_shown(name, value)}"
+        self.metric = "" if value is None else f"{name} {shown(name, value)}"
         if best is not None and self.metric:
-            self.metric += f" (best {_shown(name, best)})"
+            self.metric += f" (best {shown(name, best)})"
         if self.bar is None:
             self._line(state)
 
@@ -135,7 +135,8 @@ class PhaseProgress(TrainerCallback):
         return "", None
 
 
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A metric's value for a person."""
     fraction = 0 <= value <= 1 and not any(part in name for part in ("loss", "perplexity"))
     return f"{value:.1%}" if fraction else f"{value:.4g}"
 

@@ -180,9 +180,9 @@ def run_trial(
 
 def said(trial: Trial, trainer: PruningTrainer) -> str:
     """A trial for a person."""
-    kept = "within the bound" if trial.excess <= 0 else f"{trial.excess:.4g} beyond the bound"
-    name = trainer.recovery.monitor.removeprefix("eval_")
-    return f"{name} {-trial.drop:+.4g} on the sample, {kept}; the whole run would take {trial.seconds:.1f} s"
+    name, course = trainer.recovery.monitor.removeprefix("eval_"), trainer.course
+    kept = "within the bound" if trial.excess <= 0 else "beyond the bound"
+    return f"{name} {course.difference(trial.drop)} on the sample, {kept}; the run would take {trial.seconds:.1f} s"
 
 
 def sampled(rows: Any, fraction: float, least: int, seed: int) -> tuple[Any, float]:
