@@ -77,8 +77,8 @@ class IceCourse:
 
     @property
     def found(self) -> dict[str, Any]:
-        """What is known: `dense` (the metric); probed: `changes`, `frozen`, `probe_seconds`; tuned: `settings`, `trials`,
-        `tuning_seconds`."""
+        """What is known: `dense` (the metric); from the probe `changes`, `frozen` and `probe_seconds`; from the search
+        `settings`, `trials` and `tuning_seconds`."""
         return self.trainer.progress.strategy
 
     @property
