@@ -25,6 +25,7 @@ from hfprune.report.tables import (
     metrics,
     percent,
     steps_rows,
+    strategy_sentence,
     title,
 )
 from hfprune.strict import one_line
@@ -85,7 +86,7 @@ def render_card(
         comparison=as_markdown(comparison_rows(report)),
         conditions="\n\n".join(conditions(report)) or None,
         evaluated_on=_evaluated_on(report),
-        steps=as_markdown(steps) if steps.rows else None,
+        steps="\n\n".join(filter(None, (as_markdown(steps), strategy_sentence(report)))) if steps.rows else None,
         pictures=list(pictures),
         main_metric=title(main_metric(report)),
         loading=_fenced(loading, "python"),
