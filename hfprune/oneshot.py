@@ -93,6 +93,8 @@ def prune(
         ModelError: the model can't take a batch, a score is not a number, its structure can't be analysed, or a removal
             does not prove equal.
     """
+    if config.strategy is not None:
+        raise ConfigError("pruning.strategy: fine-tuning between steps needs PruningTrainer; leave the strategy out")
     if config.is_structural:
         return _remove(model, config, data, loss, example_inputs, progress)
     return _mask(model, config, data, loss, example_inputs, progress)

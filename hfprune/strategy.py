@@ -109,6 +109,9 @@ def pruning_aware_rate(remaining: float, base: float, delta: float, p: float, be
 class Tuning(StrictModel):
     """A search for the strategy's settings on a sample of the data: the shortest run that stays within a drop.
 
+    Which settings are tried follows from the seed; which of them win depends on the time that they take, so that it may
+    differ from one machine to another.
+
     Attributes:
         bound: the drop of the monitored metric that a run may end with.
         trials: runs on the sample; the first one is made with the settings as they are written.

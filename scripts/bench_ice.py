@@ -106,7 +106,7 @@ def prune(dense: nn.Module, data: tuple[Pictures, Pictures], options: argparse.N
     pruning = {
         "criterion": options.criterion,
         "granularity": "channel",
-        "ignore": ["*.bn2"],  # the channels of the residual streams: those inside the blocks go
+        "ignore": ["conv1", "*.bn2"],  # the stem and the residual streams: the channels inside the blocks go
         "target": {"ratio": options.ratio},
         "round_to": 1,
         "strategy": strategy,

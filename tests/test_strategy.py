@@ -1,10 +1,13 @@
 """The ICE strategy's configuration: units, switches, golden learning rates."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+import hfprune
 from hfprune.config import PruningConfig
-from hfprune.recipe import Recipe
+from hfprune.errors import ConfigError
+from hfprune.recipe import Recipe, apply_override
 from hfprune.strategy import Drop, Ice, Rate, pruning_aware_rate
 from hfprune.strict import one_line
 from tests.test_config import refusal
@@ -49,8 +52,6 @@ def test_parts_are_switched():
 def test_an_override_reaches_into_the_short_form():
     values = {"model": {"name": "x"}, "data": {"name": "digits"}, "output": {"folder": "y"}}
     values["pruning"] = {"target": 0.5, "strategy": "ice"}
-    from hfprune.recipe import apply_override
-
     apply_override(values, "pruning.strategy.trigger=2")
     assert Recipe.parse(values).pruning.strategy == Ice(trigger=2)
 
@@ -85,6 +86,13 @@ def test_what_is_wrong_is_said_in_one_line(values, said):
 )
 def test_what_does_not_go_with_it_is_refused(values, said):
     assert said in refusal(**{"target": 0.5, "strategy": "ice"} | values)
+
+
+def test_it_needs_a_trainer():
+    model = torch.nn.Linear(4, 4)
+    with pytest.raises(ConfigError, match="pruning.strategy: fine-tuning between steps needs PruningTrainer"):
+        hfprune.prune(model, PruningConfig(target=0.5, strategy="ice"))
+    assert (model.weight != 0).all()
 
 
 def test_distillation_is_switched():

@@ -131,7 +131,7 @@ class IceCourse:
     def difference(self, drop: float) -> str:
         """A drop for a person, as what is won or lost against the dense model."""
         if self.in_points:
-            return f"{-drop * (1 if abs(self.found['dense']) > 1 else 100):+.2f} points"
+            return f"{-drop * (1 if abs(self.found['dense']) > 1 else 100) + 0.0:+.2f} points"
         return f"{drop if not self.trainer.recovery.greater_is_better else -drop:+.4g}"
 
     def rate(self, phase: Phase) -> float:

@@ -87,7 +87,9 @@ class Removal:
                 changed.
         """
         trainer = self.trainer
-        trainer.reset_for_phase()
+        if trainer.optimizer is not None:
+            trainer.reset_for_phase()
+        trainer.unwrap()  # where nothing was trained there is nothing else to let go, which takes a while
         choice = self._step(target)
         if len(trainer.masks):
             # What is held at zero was cut along with the rest: the zeros that are left say where it is.

@@ -348,11 +348,15 @@ class PruningTrainer(DistillingTrainer):
             self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
         )
 
-    def reset_for_phase(self) -> None:
-        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
+    def unwrap(self) -> None:
+        """Takes off what training or evaluating put around the model."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._forget_preparation()
         self.model_wrapped = self.model
+
+    def reset_for_phase(self) -> None:
+        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
+        self.unwrap()
         plan = self.pruner.plan if self.pruning.is_structural else None
         self.optimizer, self.lr_scheduler = self._own.renewed(self.optimizer, self.lr_scheduler, self.model, plan)
         self.accelerator.free_memory()
