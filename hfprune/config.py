@@ -11,6 +11,7 @@ from hfprune import schedules
 from hfprune.errors import ConfigError
 from hfprune.granularity import STRUCTURAL, parse_granularity
 from hfprune.registry import did_you_mean
+from hfprune.strategy import Ice
 from hfprune.strict import Patterns, Ratio, StrictModel
 from hfprune.target import Target
 
@@ -64,6 +65,20 @@ class Schedule(StrictModel):
         return schedules.targets(self.kind, ratio, steps, first=self.first)
 
 
+class Distillation(StrictModel):
+    """The dense model teaches the pruned one: `(1 - alpha) * loss + alpha * T^2 * KL(dense / T, pruned / T)`.
+
+    Source: Hinton, Vinyals, Dean (2015), arXiv 1503.02531.
+
+    Attributes:
+        temperature: T, by which both models' logits are divided.
+        alpha: the part of the loss that is the teacher's; 1 leaves the labels out.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class Recovery(StrictModel):
     """How a phase fine-tunes after its pruning step, and when it ends. A list: one value a step, the last repeated.
 
@@ -76,6 +91,8 @@ class Recovery(StrictModel):
         greater_is_better: whether the metric is to grow; by default judged by its name (loss and perplexity shrink).
         learning_rate: of each phase; by default TrainingArguments.learning_rate.
         restore_best: end each phase on its best evaluated weights, those right after pruning included.
+        distill: let the dense model teach: `{temperature: 2, alpha: 0.5}`. Costs a second copy of the weights in memory
+            and a forward pass of the dense model a batch.
     """
 
     epochs: Annotated[float, Field(ge=0)] | list[Annotated[float, Field(ge=0)]] | None = None
@@ -86,6 +103,12 @@ class Recovery(StrictModel):
     greater_is_better: bool | None = None
     learning_rate: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] | None = None
     restore_best: bool = True
+    distill: Distillation | None = None
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _bare_switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recovery:
@@ -127,6 +150,8 @@ class PruningConfig(StrictModel):
         normalize: structural: what the scores of a group are divided by, so that groups can be ranked together: their
             `mean`, their `max`, or `none`.
         seed: of random scores and of drawn batches; by default the training's seed.
+        strategy: `ice` (`hfprune.strategy.Ice`) prunes the residual blocks one after another, each by the target's
+            ratio; a phase then takes one epoch where nothing else is said.
     """
 
     criterion: str | dict[str, Any] = "l1"
@@ -143,13 +168,14 @@ class PruningConfig(StrictModel):
     reduction: Literal["mean", "sum", "max"] = "mean"
     normalize: Literal["mean", "max", "none"] = "mean"
     seed: int | None = None
+    strategy: Ice | None = None
 
     @field_validator("target", mode="before")
     @classmethod
     def _bare_ratio(cls, value: Any) -> Any:
         return {"ratio": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    @field_validator("schedule", mode="before")
+    @field_validator("schedule", "strategy", mode="before")
     @classmethod
     def _bare_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
@@ -186,7 +212,21 @@ class PruningConfig(StrictModel):
             raise ValueError(f"schedule.{error}") from error
         if self.is_structural and self.schedule.every is not None:
             raise ValueError("schedule.every: units are removed between phases, not inside one; leave it out")
+        if self.strategy is not None:
+            self._check_strategy()
         return self
+
+    def _check_strategy(self) -> None:
+        if self.schedule != Schedule():
+            raise ValueError("schedule: the strategy ice has one step a block; leave the schedule out")
+        if "layer" in self.granularities:
+            raise ValueError("granularity: the strategy ice prunes inside the blocks that 'layer' removes whole; use "
+                             "channel, head, neuron or weight")  # fmt: skip
+        if isinstance(self.per_layer, list):
+            raise ValueError("per_layer: a list has no meaning block by block; with the strategy ice give a map")
+        if self.target is not None and self.target.kind == "latency":
+            raise ValueError("target.latency: what one block takes can't be timed apart; with the strategy ice use "
+                             "ratio, macs or params")  # fmt: skip
 
     def _check_masks(self) -> None:
         shape = parse_granularity(self.granularity)

@@ -95,6 +95,8 @@ def prune(
             does not prove equal; or the model is under torch.nn.utils.prune (`import_torch_prune`).
     """
     refuse_torch_prune(model)
+    if config.strategy is not None:
+        raise ConfigError("pruning.strategy: fine-tuning between steps needs PruningTrainer; leave the strategy out")
     if config.is_structural:
         return _remove(model, config, data, loss, example_inputs, progress)
     return _mask(model, config, data, loss, example_inputs, progress)

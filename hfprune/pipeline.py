@@ -36,7 +36,7 @@ from hfprune.recipe import Recipe
 from hfprune.report.emissions import emissions
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
-from hfprune.report.tables import comparison_table, removed_table, steps_table
+from hfprune.report.tables import comparison_table, removed_table, steps_table, strategy_sentence
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
 from hfprune.training.phases import numbers
@@ -240,6 +240,7 @@ def _report(
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
         **trainer.method.report(),
+        **({"strategy": trainer.course.report()} if trainer.course is not None else {}),
         **_conditions(job),
         "recipe": job.recipe.model_dump(mode="json"),
         "main_metric": job.metrics.main,
@@ -327,6 +328,8 @@ def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = 
         console.print(f"the run in {folder} has ended already; this is its result", highlight=False)
     if report["steps"]:
         console.print(steps_table(report))
+    if sentence := strategy_sentence(report):
+        console.print(sentence, highlight=False)
     if "removed" in report:
         console.print(removed_table(report))
     console.print(comparison_table(report))

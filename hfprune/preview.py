@@ -56,4 +56,7 @@ def _add(table: Table, trainer: PruningTrainer, target: float, gone: str | None)
     words = ", ".join(f"{name} {value:g}" for name, value in said.items() if value is not None)
     measured = f" {GONE[trainer.method.measured]}" if gone is None else ""
     cells = [f"{target:.2%}{measured}", *([gone] if gone is not None else [])]
-    table.add_row(str(index + 1), *cells, words or "as training says")
+    if (strategy := trainer.pruning.strategy) is not None and strategy.trigger is not False:
+        words = f"{words or 'one epoch'}, where {strategy.trigger} or more are lost"
+    step = f"{index + 1} {trainer.phases[index].block}".strip()
+    table.add_row(step, *cells, words or ("one epoch" if strategy is not None else "as training says"))

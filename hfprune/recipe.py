@@ -236,7 +236,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 def _unfold(key: str, value: Any, override: str) -> dict[str, Any]:
     """The long form of the shorthands that a recipe allows, so that an override can reach inside."""
-    long_form = {"target": "ratio", "schedule": "kind", "criterion": "name"}
+    long_form = {"target": "ratio", "schedule": "kind", "criterion": "name", "strategy": "kind"}
     if key not in long_form:
         raise ConfigError(f"--set {override}: '{key}' is {value!r}, which has no keys of its own")
     return {long_form[key]: value}

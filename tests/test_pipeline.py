@@ -379,3 +379,16 @@ def test_resuming_an_interrupted_removal_ends_alike(tmp_path, monkeypatch):
     assert resumed["removed"] == whole["removed"]
     # What was seen of the time is not the whole of it.
     assert whole["seconds"] > 0 and "seconds" not in resumed
+
+
+def test_a_strategy_stands_in_report_and_card(tmp_path):
+    folder = tmp_path / "run"
+    strategy = {"kind": "ice", "trigger": {"relative": 0.5}, "freeze": 0.3}
+    pruning = {"granularity": "neuron", "round_to": 1, "strategy": strategy, "recovery": {"distill": {"alpha": 0.3}}}
+    report = run_recipe(folder, baseline={"epochs": 1}, pruning=pruning | {"schedule": "one_shot"})
+    assert [step["block"] for step in report["steps"]] == ["timm_model.blocks.0"]
+    assert report["strategy"]["steps"] == 1 and report["strategy"]["dense"] == report["dense"]["metric"]["accuracy"]
+    assert report["strategy"]["settings"]["trigger"]["relative"] == 0.5
+    card = (folder / "README.md").read_text()
+    assert "| 1 timm_model.blocks.0 |" in card and "ICE: " in card and "of 1 steps were fine-tuned" in card
+    assert run_recipe(folder, resume=True, baseline={"epochs": 1}, pruning=pruning | {"schedule": "one_shot"}) == report

@@ -31,6 +31,7 @@ from hfprune.report.tables import (
     metrics,
     percent,
     steps_rows,
+    strategy_sentence,
     title,
 )
 from hfprune.strict import one_line
@@ -102,7 +103,7 @@ def render_card(
         comparison=as_markdown(compared) if compared.rows else None,
         conditions="\n\n".join(conditions(report)) or None,
         evaluated_on=_evaluated_on(report),
-        steps=as_markdown(steps) if steps.rows else None,
+        steps="\n\n".join(filter(None, (as_markdown(steps), strategy_sentence(report)))) if steps.rows else None,
         pictures=list(pictures),
         main_metric=title(main_metric(report)),
         loading=_fenced(loading, "python"),

@@ -81,7 +81,8 @@ def comparison_rows(report: Mapping[str, Any]) -> Rows:
 
 
 def steps_rows(report: Mapping[str, Any]) -> Rows:
-    """One row a step: target, reached, the main metric right after pruning and after fine-tuning, epochs, seconds."""
+    """One row a step: target, reached, the main metric right after pruning and after fine-tuning, epochs, seconds; of a
+    strategy also the block, and the learning rate where it fine-tuned."""
     name = main_metric(report)
     steps = report.get("steps") or []
     values = [(metrics(s.get("metric_before")).get(name), metrics(s.get("metric")).get(name)) for s in steps]
@@ -90,13 +91,15 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
     def show(value: float | None) -> str:
         return percent(value) if share else _number(value)
 
+    by_block = any(step.get("block") for step in steps)
     rows = [
         (
-            str(number),
+            f"{number} {step.get('block', '')}".strip(),
             percent(step.get("target")),
             percent(step.get("achieved")),
             show(before),
-            show(after),
+            UNKNOWN if step.get("fine_tuned") is False else show(after),
+            *([_number(step.get("learning_rate"))] if by_block else []),
             UNKNOWN if step.get("epochs") is None else f"{step['epochs']:g}",
             UNKNOWN if step.get("seconds") is None else f"{step['seconds']:.1f}",
         )
@@ -105,7 +108,24 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
     words = title(name)
     measured = next((step.get("measured", "ratio") for step in steps), "ratio")
     target = "target" if measured == "ratio" else f"target, {GONE[measured]}"
-    return Rows(("step", target, "reached", f"{words}, pruned", f"{words}, fine-tuned", "epochs", "seconds"), rows)
+    columns = ("step", target, "reached", f"{words}, pruned", f"{words}, fine-tuned")
+    return Rows((*columns, *(["learning rate"] if by_block else []), "epochs", "seconds"), rows)
+
+
+def strategy_sentence(report: Mapping[str, Any]) -> str | None:
+    """What a strategy did, in a sentence; None where there was none."""
+    known = report.get("strategy")
+    if not known:
+        return None
+    parts = [f"{known['kind'].upper()}: {known['fine_tuned']} of {known['steps']} steps were fine-tuned"]
+    if known.get("frozen"):
+        layers = f"{len(known['frozen'])} of {len(known['changes'])} layers were frozen"
+        parts.append(f"{layers} (found in {known['probe_seconds']:.1f} s)")
+    if known.get("trials"):
+        parts.append(
+            f"the settings were searched for in {known['tuning_seconds']:.1f} s ({len(known['trials'])} trials)"
+        )
+    return "; ".join(parts) + "."
 
 
 def sparsity_rows(report: Mapping[str, Any], most: int = 20) -> Rows:

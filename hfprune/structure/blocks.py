@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ _PASSED = (
     "view",
     "reshape",
 )
+_ACTIVATIONS = ("relu", "gelu", "silu", "hardtanh", "hardswish", "clamp")
 _INDEX_NAMES = ("layer_idx", "layer_index", "layer_id")
 
 
@@ -68,15 +70,23 @@ class ResidualBlock:
         }
 
 
-def find_blocks(structure: Structure) -> list[ResidualBlock]:
-    """The residual blocks of a model: their result is their input plus something, of the same shape."""
+def find_blocks(structure: Structure, droppable: bool = True) -> list[ResidualBlock]:
+    """The residual blocks of a model: their result is their input plus something, of the same shape.
+
+    Args:
+        structure: of the model.
+        droppable: only those without which the model runs; otherwise also those that end in a sum of two ways from
+            their input, as with an activation after the sum or a convolution in the shortcut.
+    """
     found = []
+    kinds = (_residual,) if droppable else (_residual, _joined)
     for path, module in structure.model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             found += [
                 block
                 for name, _ in module.named_children()
-                if (block := _residual(structure, f"{path}.{name}" if path else name)) is not None
+                for block in [_first(kind(structure, f"{path}.{name}" if path else name) for kind in kinds)]
+                if block is not None
             ]
     # Of blocks inside blocks the outer ones are units where their list holds little else, as a decoder's layers do;
     # a stage among others that are no blocks gives way to the blocks inside it.
@@ -152,7 +162,12 @@ def drop_blocks(structure: Structure, paths: list[str]) -> tuple[Journal, dict[s
     return journal, changes
 
 
-def _residual(structure: Structure, path: str) -> ResidualBlock | None:
+def _first(found: Iterable[ResidualBlock | None]) -> ResidualBlock | None:
+    return next((block for block in found if block is not None), None)
+
+
+def _exit(structure: Structure, path: str) -> tuple[set[Node], Node | None]:
+    """The steps of a module, and the only one whose result is used outside; None where there are several."""
     inside = [n for n in structure.graph.nodes if n.op == "call_function" and path in module_paths(n)]
     own = set(inside)
     exits = [
@@ -160,10 +175,44 @@ def _residual(structure: Structure, path: str) -> ResidualBlock | None:
         for n in inside
         if any(user not in own for user in n.users) and isinstance(structure.walk.values.get(n), Value)
     ]
-    if len(exits) != 1:
+    return own, exits[0] if len(exits) == 1 else None
+
+
+def _joined(structure: Structure, path: str) -> ResidualBlock | None:
+    """A block that ends in a sum of two ways from its input, with no other such sum on them."""
+    own, end = _exit(structure, path)
+    join = end
+    while join in own and not _is_sum(structure, join):
+        ways = [arg for arg in join.all_input_nodes if not _is_own(structure, arg)]
+        join = ways[0] if len(ways) == 1 and operation(join) in (*_PASSED, *_ACTIVATIONS) else None
+    if join not in own:
         return None
-    seen, open_nodes = set(), [exits[0]]
-    shape = structure.walk.values[exits[0]].shape
+    entries: list[Node] = []
+    for way in join.all_input_nodes:
+        seen, open_nodes = set(), [way]
+        while open_nodes and len(entries) < 2:
+            node = open_nodes.pop()
+            if node not in own and not _is_own(structure, node):
+                entries.append(node)
+                break
+            if node not in seen and node in own and not _is_sum(structure, node):
+                seen.add(node)
+                open_nodes += node.all_input_nodes
+    return ResidualBlock(path, entries[0], end) if len(entries) == 2 and entries[0] is entries[1] else None
+
+
+def _is_sum(structure: Structure, node: Node) -> bool:
+    """Whether it adds two activations."""
+    ways = [arg for arg in node.all_input_nodes if not _is_own(structure, arg)]
+    return operation(node) == "add" and len(ways) == 2
+
+
+def _residual(structure: Structure, path: str) -> ResidualBlock | None:
+    own, end = _exit(structure, path)
+    if end is None:
+        return None
+    seen, open_nodes = set(), [end]
+    shape = structure.walk.values[end].shape
     while open_nodes:
         node = open_nodes.pop()
         if node in seen:
@@ -172,7 +221,7 @@ def _residual(structure: Structure, path: str) -> ResidualBlock | None:
         if node not in own:
             value = structure.walk.values.get(node)
             if isinstance(value, Value) and value.shape == shape and node.op == "call_function":
-                return ResidualBlock(path, node, exits[0])
+                return ResidualBlock(path, node, end)
             continue
         if operation(node) in _PASSED:
             open_nodes += [arg for arg in node.all_input_nodes if not _is_own(structure, arg)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -23,6 +24,8 @@ class Masking:
 
     measured = "ratio"
     """What the targets count."""
+    blocks: Sequence[str] = ()
+    """The blocks that a strategy's steps take, one a step."""
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
@@ -46,6 +49,18 @@ class Masking:
         Raises:
             ModelError: the processes of a run chose differently; nothing is changed.
         """
+        masks = self._masks_at(target)
+        self.trainer.masks = masks.apply(self.trainer.model)
+        achieved = self._gone_at(target, masks) / self.pruner.total_units
+        self.annotate(achieved)
+        return achieved
+
+    def _gone_at(self, target: float, masks: MaskSet) -> int:
+        """How many units are gone at a target."""
+        return max(self.pruner.wanted(target), self.pruner.gone(masks))
+
+    def _masks_at(self, target: float) -> MaskSet:
+        """The masks at a cumulative target; a criterion that visits layers has pruned the model by them already."""
         trainer = self.trainer
         given: dict[str, Any] = {
             "data": trainer.calibration_batches() if self.pruner.needs_data else None,
@@ -54,18 +69,13 @@ class Masking:
         if self.pruner.visits:
             with Originals() as originals:
                 try:
-                    masks = _alike(self.pruner.visit(target, trainer.masks, originals, **given))
+                    return _alike(self.pruner.visit(target, trainer.masks, originals, **given))
                 except BaseException:
                     originals.restore()
                     raise
-        else:
-            if "synaptic_flow" in self.pruner.criterion.statistics:
-                given["example_inputs"] = example_of(trainer)
-            masks = _alike(self.pruner.select(target, trainer.masks, history=trainer.history or None, **given))
-        trainer.masks = masks.apply(trainer.model)
-        achieved = max(self.pruner.wanted(target), self.pruner.gone(masks)) / self.pruner.total_units
-        self.annotate(achieved)
-        return achieved
+        if "synaptic_flow" in self.pruner.criterion.statistics:
+            given["example_inputs"] = example_of(trainer)
+        return _alike(self.pruner.select(target, trainer.masks, history=trainer.history or None, **given))
 
     def annotate(self, achieved: float) -> None:
         """Writes what was done into the model's block."""

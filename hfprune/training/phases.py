@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Phase:
         learning_rate: None stands for TrainingArguments'.
         gradual: the targets reached one after another inside the phase; empty when the target is reached before it.
         every: optimizer steps between these.
+        block: the residual block that a strategy prunes in it.
     """
 
     number: int
@@ -30,20 +32,23 @@ class Phase:
     learning_rate: float | None = None
     gradual: tuple[float, ...] = ()
     every: int = 0
+    block: str = ""
 
 
-def phases_of(config: PruningConfig, targets: list[float]) -> list[Phase]:
-    """The phases that a configuration asks for, with their cumulative targets."""
+def phases_of(config: PruningConfig, targets: list[float], blocks: Sequence[str] = ()) -> list[Phase]:
+    """The phases that a configuration asks for, with their cumulative targets and, for a strategy, their blocks."""
     recovery = config.recovery
+    short = config.strategy is not None and recovery.epochs is None and recovery.steps is None
 
     def phase(index: int, target: float, **more: Any) -> Phase:
         return Phase(
             number=index + 1,
             target=target,
-            epochs=recovery.value("epochs", index),
+            epochs=1.0 if short else recovery.value("epochs", index),
             steps=recovery.value("steps", index),
             patience=recovery.value("patience", index),
             learning_rate=recovery.value("learning_rate", index),
+            block=blocks[index] if blocks else "",
             **more,
         )
 
@@ -65,6 +70,10 @@ class StepRecord:
         measured: what target and achieved are fractions of: `ratio` (units), `params`, `macs` or `latency`.
         units_gone, params, macs: removals only: the units gone so far, and what is left of the model.
         note: where the target was not met: what stood in the way.
+        block: of a strategy: the residual block that was pruned.
+        fine_tuned: whether the step was followed by fine-tuning; None where nothing decided on that.
+        drop: of a strategy: how much worse than the dense model's the monitored metric was right after pruning.
+        learning_rate, frozen: of a strategy: the fine-tuning's learning rate, and how many layers it left alone.
     """
 
     phase: int
@@ -79,6 +88,11 @@ class StepRecord:
     params: int | None = None
     macs: int | None = None
     note: str = ""
+    block: str = ""
+    fine_tuned: bool | None = None
+    drop: float | None = None
+    learning_rate: float | None = None
+    frozen: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -98,6 +112,8 @@ class PruningState:
         reached: gradual pruning only: how many of its targets are reached.
         best: the recovery's state (`Recovery.state`).
         seconds: of training so far.
+        teacher: a hash of the model that teaches, where one does.
+        strategy: what the strategy found out before the first step.
     """
 
     phase: int = 0
@@ -109,6 +125,8 @@ class PruningState:
     reached: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    teacher: str = ""
+    strategy: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

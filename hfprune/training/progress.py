@@ -45,7 +45,7 @@ class PhaseProgress(TrainerCallback):
             self.bar.start()
             self.task = self.bar.add_task(self._title(), total=state.max_steps - self._offset(), metric="", left="")
         else:
-            self._say(self._title() + f", up to {state.max_steps - self._offset()} optimizer steps")
+            self.say(self._title() + f", up to {state.max_steps - self._offset()} optimizer steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -68,9 +68,9 @@ class PhaseProgress(TrainerCallback):
             return
         name, value = self._watched(metrics)
         best = self.trainer.recovery.best if self.trainer.recovery is not None else None
-        self.metric = "" if value is None else f"{name} {_shown(name, value)}"
+        self.metric = "" if value is None else f"{name} {shown(name, value)}"
         if best is not None and self.metric:
-            self.metric += f" (best {_shown(name, best)})"
+            self.metric += f" (best {shown(name, best)})"
         if self.bar is None:
             self._line(state)
 
@@ -93,9 +93,10 @@ class PhaseProgress(TrainerCallback):
         if self.metric:
             parts.append(self.metric)
         parts.append(f"{self._left(state)} left at most")
-        self._say("  ".join(parts))
+        self.say("  ".join(parts))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line for the person who waits."""
         self.said = time.monotonic()
         self.console.print(text, markup=False)
 
@@ -134,6 +135,14 @@ class PhaseProgress(TrainerCallback):
         return "", None
 
 
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A metric's value for a person."""
     fraction = 0 <= value <= 1 and not any(part in name for part in ("loss", "perplexity"))
     return f"{value:.1%}" if fraction else f"{value:.4g}"
+
+
+def tell(trainer: PruningTrainer, text: str) -> None:
+    """Says a line where the trainer shows its progress, once for all processes."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, PhaseProgress) and trainer.is_world_process_zero():
+            callback.say(text)

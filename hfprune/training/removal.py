@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,9 @@ class Removal:
         ModelError: the model's structure can't be analysed.
     """
 
+    blocks: Sequence[str] = ()
+    """The blocks that a strategy's steps take, one a step."""
+
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -50,10 +53,13 @@ class Removal:
         self.note = ""
         self.base = plan_of(trainer.model)
         self.given = {name: tuple(value.shape) for name, value in _tensors(trainer.model).items()}
-        self.pruner = AgreedPruner(
+        self.pruner = self._pruner_of(
             trainer.model, trainer.pruning, example_of(trainer), seed=trainer.args.seed, trial=False
         )
         self.pruner.check_reachable(self.targets()[-1])
+
+    def _pruner_of(self, *args: Any, **options: Any) -> AgreedPruner:
+        return AgreedPruner(*args, **options)
 
     @property
     def measured(self) -> str:
@@ -81,7 +87,9 @@ class Removal:
                 changed.
         """
         trainer = self.trainer
-        trainer.reset_for_phase()
+        if trainer.optimizer is not None:
+            trainer.reset_for_phase()
+        trainer.unwrap()  # where nothing was trained there is nothing else to let go, which takes a while
         choice = self._step(target)
         if len(trainer.masks):
             # What is held at zero was cut along with the rest: the zeros that are left say where it is.
@@ -196,7 +204,7 @@ class AgreedPruner(StructuredPruner):
         timed = self.measured == "latency" and self.dense.latency is None
         found = super().targets()
         if timed and self.dense.latency is not None:  # every process measures its own time: the first one's counts
-            self.dense.latency = _of_the_first(self.dense.latency)
+            self.dense.latency = of_the_first(self.dense.latency)
             found = super().targets()
         return found
 
@@ -214,7 +222,7 @@ class AgreedPruner(StructuredPruner):
                 decided = super().decide(target, statistics, scores)
             except (ConfigError, ModelError) as error:
                 decided = error
-        decided, self.dense.latency = _of_the_first((decided, self.dense.latency))
+        decided, self.dense.latency = of_the_first((decided, self.dense.latency))
         if isinstance(decided, Exception):
             raise decided
         return decided
@@ -268,7 +276,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def _of_the_first(value: Any) -> Any:
+def of_the_first(value: Any) -> Any:
     """What the first process has."""
     return broadcast_object_list([value])[0]
 

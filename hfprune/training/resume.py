@@ -111,6 +111,27 @@ class ResumableTrainer(LossTrainer):
     def push_checkpoint(self, folder: str) -> None:
         """What a subclass pushes once a checkpoint lies in its place."""
 
+    def find_checkpoint(self, resume: str | bool | None) -> str | None:
+        """The folder to resume from; None to begin anew.
+
+        Raises:
+            CheckpointError: True was said, and there is none.
+        """
+        if resume is True:
+            found = last_checkpoint(self.args.output_dir)
+            if found is None:
+                raise CheckpointError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
+            return str(found)
+        return resume or None
+
+    def save_without_optimizer(self, trial: Any) -> None:
+        """A checkpoint between two trainings, which needs no optimizer."""
+        only_model, self.args.save_only_model = self.args.save_only_model, True
+        try:
+            self._save_checkpoint(self.model, trial)
+        finally:
+            self.args.save_only_model = only_model
+
     def save_extra(self, folder: Path) -> None:
         """What a subclass adds to a checkpoint before it is moved into place."""
 

@@ -75,6 +75,11 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
                 f"pruning.{key}: the checkpoint '{folder}' was made with {json.dumps(value)}, not "
                 f"{json.dumps(now.get(key))}; resume with the same recipe, or begin anew without --resume"
             )
+    if trainer.teacher is not None and values["state"].get("teacher") != trainer.teacher.digest:
+        raise CheckpointError(
+            f"'{folder}' was made with another teacher; resume with a new trainer around the dense model that the run "
+            f"began with"
+        )
     trainer.method.load(values.get("structure"))
     packed = load_file(folder / MASKS_FILE) if (folder / MASKS_FILE).is_file() else {}
     trainer.masks = MaskSet.from_state_dict(packed, trainer.model, values["pattern"])

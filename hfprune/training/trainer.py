@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from transformers.trainer_utils import TrainOutput
 from hfprune.checkpoint.metadata import block_of, masks_from_block
 from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.config import PruningConfig
-from hfprune.errors import CheckpointError, ConfigError
+from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
 from hfprune.structure.pruner import StructuredPruner
+from hfprune.training.blockwise import method_of
 from hfprune.training.callbacks import (
     CountingCallback,
     GradualCallback,
@@ -30,18 +31,17 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
-from hfprune.training.masking import Masking
+from hfprune.training.distill import DistillingTrainer
+from hfprune.training.ice import IceCourse
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
-from hfprune.training.progress import PhaseProgress
+from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import PublishingTrainer, check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
-from hfprune.training.removal import Removal
-from hfprune.training.resume import last_checkpoint
 from hfprune.training.state import load_state, save_state
 
 
-class PruningTrainer(PublishingTrainer):
+class PruningTrainer(DistillingTrainer, PublishingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -93,6 +93,7 @@ class PruningTrainer(PublishingTrainer):
         self.history: dict[str, torch.Tensor] = {}
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
+        self.course: IceCourse | None = None
         if block := block_of(self.model):
             # A pruned model stays pruned, whatever is trained.
             self.masks = masks_from_block(self.model, block).bind(self.model)
@@ -122,8 +123,8 @@ class PruningTrainer(PublishingTrainer):
 
     def _prepare_pruning(self) -> None:
         config = self.pruning
-        self.method = Removal(self) if config.is_structural else Masking(self)
-        self.phases = phases_of(config, self.method.targets())
+        self.method = method_of(self)
+        self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         self._check_lengths()
         if config.recovery.patience is not None and self.eval_dataset is None:
             raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
@@ -135,6 +136,7 @@ class PruningTrainer(PublishingTrainer):
             monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
             self.add_callback(self.recovery)
+        self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
         if "movement" in self.pruner.criterion.statistics:
@@ -176,8 +178,8 @@ class PruningTrainer(PublishingTrainer):
         if self.pruning is None:
             self._forget_preparation()
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
-        folder = self._find_checkpoint(resume_from_checkpoint)
-        self._begin(folder)
+        folder = self.find_checkpoint(resume_from_checkpoint)
+        self._begin(folder, ignore_keys_for_eval)
         outputs: list[TrainOutput] = []
         while self.progress.phase < len(self.phases):
             outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
@@ -194,21 +196,19 @@ class PruningTrainer(PublishingTrainer):
         losses = [output.training_loss for output in outputs]
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, metrics)
 
-    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
-        if resume is True:
-            found = last_checkpoint(self.args.output_dir)
-            if found is None:
-                raise CheckpointError(f"no whole checkpoint to resume from in '{self.args.output_dir}'")
-            return str(found)
-        return resume or None
-
-    def _begin(self, folder: str | None) -> None:
+    def _begin(self, folder: str | None, ignore_keys: list[str] | None) -> None:
         """Takes up a checkpoint, or begins anew."""
         self.progress = PruningState()
+        if self.pruning.recovery.distill is not None:
+            self.begin_teaching(self.pruning.recovery.distill)
+            self.progress.teacher = self.teacher.digest
+            tell(self, self.teacher.words())
         if folder is None:
+            if self.course is not None:
+                self.course.begin(ignore_keys)
             return
         weights = load_state(self, Path(folder))
-        self.phases = phases_of(self.pruning, self.method.targets())
+        self.phases = phases_of(self.pruning, self.method.targets(), self.method.blocks)
         if self.progress.record is not None:
             # Loading looks at what the model says of itself.
             self.method.annotate(self.achieved)
@@ -231,9 +231,11 @@ class PruningTrainer(PublishingTrainer):
         set_seed(self.args.seed + phase.number)
         if folder is None:
             self._open_phase(phase, ignore_keys)
-        outputs = []
-        with self._phase_arguments(phase):
-            if self._phase_trains(phase):
+        outputs, course = [], self.course
+        # A phase that is taken up was being fine-tuned.
+        wanted = course is None or folder is not None or course.fine_tunes(phase, self.progress.record)
+        with self._phase_arguments(phase), course.fine_tuning() if course else nullcontext():
+            if wanted and self._phase_trains(phase):
                 self.reset_for_phase()
                 self._began = began
                 outputs.append(super().train(folder, trial, ignore_keys))
@@ -241,7 +243,7 @@ class PruningTrainer(PublishingTrainer):
                 self.masks.bind(self.model).clean()
             self._close_phase(phase, began, ignore_keys)
             if self.args.save_strategy != "no":
-                self._save_boundary(trial)
+                self.save_without_optimizer(trial)
             self.push_step(phase)
         return outputs
 
@@ -328,8 +330,10 @@ class PruningTrainer(PublishingTrainer):
             changed |= {"num_train_epochs": phase.epochs, "max_steps": -1}
         if phase.steps is not None:
             changed["max_steps"] = phase.steps
-        if phase.learning_rate is not None:
-            changed["learning_rate"] = phase.learning_rate
+        record = self.progress.record
+        rate = record.learning_rate if record and record.learning_rate is not None else phase.learning_rate
+        if rate is not None:
+            changed["learning_rate"] = rate
         if self.recovery is not None and self.args.eval_strategy == "no":
             changed["eval_strategy"] = type(self.args.eval_strategy)("epoch")
         before = {name: getattr(self.args, name) for name in changed}
@@ -351,11 +355,15 @@ class PruningTrainer(PublishingTrainer):
             self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
         )
 
-    def reset_for_phase(self) -> None:
-        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
+    def unwrap(self) -> None:
+        """Takes off what training or evaluating put around the model."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._forget_preparation()
         self.model_wrapped = self.model
+
+    def reset_for_phase(self) -> None:
+        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
+        self.unwrap()
         plan = self.pruner.plan if self.pruning.is_structural else None
         self.optimizer, self.lr_scheduler = self._own.renewed(self.optimizer, self.lr_scheduler, self.model, plan)
         self.accelerator.free_memory()
@@ -384,14 +392,6 @@ class PruningTrainer(PublishingTrainer):
         return super().divergence(loss) + where
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _save_boundary(self, trial: Any) -> None:
-        """A checkpoint of the ended phase, from which the next one begins; it needs no optimizer."""
-        only_model, self.args.save_only_model = self.args.save_only_model, True
-        try:
-            self._save_checkpoint(self.model, trial)
-        finally:
-            self.args.save_only_model = only_model
 
     def save_extra(self, folder: Path) -> None:
         if self.pruning is not None:
