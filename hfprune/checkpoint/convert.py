@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from hfprune.checkpoint.bitmask import SUFFIXES, pack
 from hfprune.checkpoint.files import side_folder
-from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, MARKER, as_dense, check_block
+from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, check_block, with_format
 from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, encodings, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
 from hfprune.errors import CheckpointError
@@ -104,7 +104,7 @@ def _finish(folder: Path, config: dict[str, Any], found: dict[str, str]) -> None
     """Sets what config.json and the index say of the files."""
     config[BLOCK] = as_dense(config[BLOCK])
     if found:
-        config[BLOCK] |= {"format_version": FORMAT_VERSION, "encodings": found}
+        config[BLOCK] = with_format(config[BLOCK] | {"encodings": found})
     if "model_type" in config:
         mark = config.get("quantization_config")
         if found and mark is None:
