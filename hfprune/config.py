@@ -109,8 +109,8 @@ class PruningConfig(StrictModel):
         criterion: the name of a registered criterion, or a map of `name` and its parameters.
         granularity: `weight`, `N:M` (N kept of every M along the input dimension) or `block:ROWSxCOLS` hold weights at
             zero. `channel` (any coupled group), `head`, `head_dim` (inside all heads of a layer alike), `neuron`,
-            `width` and `layer`, or a list of them, are removed physically. `rank` writes weights as a product of two and
-            drops their least components; beside others it comes after them in each step.
+            `width` and `layer`, or a list of them, are removed physically. `rank` writes weights as a product of two
+            and drops their least components; beside others it comes after them in each step.
         scope: `global` ranks all layers together, `layer` prunes every layer by the same ratio, `isomorphic`
             (structural only) ranks groups of the same shape together.
         target: how much goes; a bare number is a ratio. May be left out for N:M, which says it itself.
@@ -138,7 +138,7 @@ class PruningConfig(StrictModel):
     scope: Literal["global", "layer", "isomorphic"] = "global"
     target: Target | None = None
     schedule: Schedule = Field(default_factory=Schedule)
-    export_sizes: list[Annotated[float, Field(gt=0, le=1)]] | None = None
+    export_sizes: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
     recovery: Recovery = Field(default_factory=Recovery)
     include: Patterns | None = None
     ignore: Patterns = Field(default_factory=list)

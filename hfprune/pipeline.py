@@ -31,9 +31,10 @@ from hfprune.profiling import Measurement, example_batch, measure
 from hfprune.recipe import Recipe, load_yaml
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
-from hfprune.report.tables import comparison_table, removed_table, steps_table
+from hfprune.report.tables import comparison_table, removed_table, sizes_table, steps_table
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
+from hfprune.training.family import measured_sizes
 from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.resume import last_checkpoint
@@ -272,6 +273,7 @@ def _report(
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
         **trainer.method.report(),
+        **_sizes(job, dense, dense_metric),
         **_conditions(job),
         "recipe": job.recipe.model_dump(mode="json"),
         "main_metric": job.metrics.main,
@@ -281,6 +283,14 @@ def _report(
         "seed": trainer.args.seed,
         "environment": environment(device, dtype),
     }
+
+
+def _sizes(job: _Job, dense: nn.Module, metric: dict[str, float]) -> dict[str, Any]:
+    """The members of an exported family, measured."""
+    if job.recipe.pruning.export_sizes is None:
+        return {}
+    batches = job.recipe.output.batch_sizes
+    return {"sizes": measured_sizes(job.trainer, dense, metric, _is_own(dense), job.example(), batches)}
 
 
 def _conditions(job: _Job) -> dict[str, Any]:
@@ -384,5 +394,7 @@ def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = 
         console.print(steps_table(report))
     if "removed" in report:
         console.print(removed_table(report))
+    if "sizes" in report:
+        console.print(sizes_table(report))
     console.print(comparison_table(report))
     console.print(f"\nsaved to {folder}: model, card (README.md), {REPORT_FILE}, pictures, recipe", highlight=False)

@@ -24,8 +24,8 @@ MARKER = {"quant_method": "hfprune"}
 """The `quantization_config` by which transformers knows that hfprune must load a checkpoint."""
 
 FORMAT_VERSION = 3
-"""Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; 3 is 2 with factored layers, which the
-plan names. The lowest that says all is written."""
+"""Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; 3 is 2 with factored layers, which
+the plan names. The lowest that says all is written."""
 
 
 def build_block(

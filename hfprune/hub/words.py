@@ -22,6 +22,7 @@ _UNITS = {
     "neuron": "feed-forward neurons",
     "width": "channels of the residual stream",
     "layer": "whole residual blocks",
+    "rank": "components of weights that are now products of two",
 }
 _MEASURES = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}
 
@@ -36,7 +37,8 @@ def method(pruning: PruningConfig, report: Mapping[str, Any]) -> list[str]:
     scope = f"{_SCOPES[pruning.scope]} (scope {code(pruning.scope)})"
     if pruning.is_structural and pruning.target.kind in _MEASURES and len(targets) > 1:
         steps += f" of the {_MEASURES[pruning.target.kind]} gone"
-    went = f"Pruning went {steps} (schedule {code(pruning.schedule.kind)})"
+    kind = f"schedule {code(pruning.schedule.kind)}" if pruning.export_sizes is None else "one for each exported size"
+    went = f"Pruning went {steps} ({kind})"
     each = ", followed by fine-tuning" if len(targets) <= 1 else ", each followed by fine-tuning"
     tuned = _recovery(pruning.recovery)
     if pruning.is_structural:

@@ -168,10 +168,14 @@ def factored_ranks(model: nn.Module, plan: Plan) -> dict[str, int]:
     return {dense_path(plan, path): layer.rank for path, layer in factored_layers(model).items()}
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module in the place of the one at `path`, everywhere in the model where that one stands."""
-    old = model.get_submodule(path)
+def of_dense_layer(name: str) -> str:
+    """The name that a tensor of a factored layer has in the dense one: both factors are its weight."""
+    return name.replace(".factor_in.", ".").replace(".factor_out.", ".")
+
+
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts a module in the place of another, everywhere in the model where that one stands."""
     for owner in list(model.modules()):
         for name, child in owner._modules.items():
             if child is old:
-                owner._modules[name] = module
+                owner._modules[name] = new

@@ -48,13 +48,13 @@ def prove(model: nn.Module, example_inputs: Any) -> float:
 
 def _compare(model: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> float:
     args, kwargs = inputs
-    layers = factored_layers(model)
+    products = {layer: merged(layer) for layer in factored_layers(model).values()}
     with evaluating(model), torch.no_grad():
         found = main_outputs(model(*args, **kwargs))
         try:
-            for path, layer in layers.items():
-                put(model, path, merged(layer))
+            for layer, product in products.items():
+                put(model, layer, product)
             return difference_of(found, main_outputs(model.eval()(*args, **kwargs)))
         finally:
-            for path, layer in layers.items():
-                put(model, path, layer)
+            for layer, product in products.items():
+                put(model, product, layer)

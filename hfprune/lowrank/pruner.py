@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from hfprune.criteria.calibration import LossFunction, Progress, gather
 from hfprune.errors import ConfigError, ModelError
 from hfprune.lowrank.components import Components, components_of
 from hfprune.lowrank.factor import (
-    can_factor,
     factored_layers,
     factored_like,
     factored_ranks,
@@ -29,7 +28,8 @@ from hfprune.lowrank.factor import (
     merged,
     put,
 )
-from hfprune.lowrank.measures import CurrentCosts, multiplications
+from hfprune.lowrank.layers import Layer, candidate, layers_of
+from hfprune.lowrank.measures import CurrentCosts
 from hfprune.lowrank.proof import prove
 from hfprune.lowrank.ranks import Candidate, Ranks, choose, smallest, total
 from hfprune.structure.choices import TOLERANCE, Choice, Dense
@@ -37,26 +37,17 @@ from hfprune.structure.plan import Plan
 from hfprune.structure.pruner import StructuredPruner
 from hfprune.structure.record import dense_path
 from hfprune.structure.surgery import Journal
-from hfprune.weights import Weight, check_pattern, pattern_for, prunable_weights
+from hfprune.weights import check_pattern
 
 MEASURED = {"ratio": "components", "params": "parameters", "macs": "MACs"}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer that may be factored, as it is now: dense, even where it was factored before."""
-
-    path: str
-    weight: Weight
-    module: nn.Module
-    macs: float
 
 
 class RankPruner:
     """What a configuration with the granularity `rank` means for a model; it has the methods of `StructuredPruner`.
 
     Every step begins by merging what is factored; with other granularities beside `rank`, units are removed next; then
-    the weights are taken apart, components are chosen, layers are factored and the result is proved. A rank never grows.
+    the weights are taken apart, components are chosen, layers are factored and the result is proved. A rank never
+    grows.
 
     Args:
         model: any module; only `step` changes it.
@@ -101,7 +92,7 @@ class RankPruner:
         self._journals: list[tuple[Journal, dict[str, int]]] = []
         self._costs: CurrentCosts | None = None
         with self._dense():
-            layers = self._layers()
+            layers = layers_of(self.model, self.config, self.example_inputs)
         self._check(layers, set(masked))
         self._full = {layer.path: self._ranks.get(layer.path, min(matrix_shape(layer.module))) for layer in layers}
         units_now = self.inner.dense.units if self.inner else {}
@@ -159,7 +150,9 @@ class RankPruner:
         """Group or layer to its units or components in the dense model and now; a dense layer has all of its own."""
         units = self.inner.group_sizes() if self.inner else {}
         gone = tuple(f"{path}." for path in self.plan.dropped)
-        now = {path: 0 if gone and path.startswith(gone) else self._ranks.get(path, n) for path, n in self._full.items()}
+        now = {
+            path: 0 if gone and path.startswith(gone) else self._ranks.get(path, n) for path, n in self._full.items()
+        }
         return units | {self._names[path]: (full, now[path]) for path, full in self._full.items()}
 
     def gone_units(self) -> int:
@@ -183,7 +176,7 @@ class RankPruner:
         if self.inner is not None:
             return
         with self._dense():
-            layers = self._layers()
+            layers = layers_of(self.model, self.config, self.example_inputs)
             self._choose(target, layers, {layer.path: np.ones(min(matrix_shape(layer.module))) for layer in layers})
 
     def step(
@@ -204,10 +197,10 @@ class RankPruner:
         journal, before = Journal(), dict(self._ranks)
         given = {"data": data, "loss": loss, "progress": progress}
         try:
-            for path, layer in factored_layers(self.model).items():
-                self._put(path, merged(layer), journal)
+            for layer in factored_layers(self.model).values():
+                self._put(layer, merged(layer), journal)
             choice = self._remove_units(target, given | {"history": history}, journal)
-            layers = self._layers()
+            layers = layers_of(self.model, self.config, self.example_inputs)
             weights = {layer.weight.name: layer.weight for layer in layers}
             statistics = gather(self.criterion, self.model, weights, **given, partial=True)
             parts = {
@@ -217,8 +210,8 @@ class RankPruner:
             }
             unseen = [layer.path for layer in layers if layer.path not in parts]
             if before.keys() & {self._key(layer) for layer in layers if layer.path in unseen}:
-                raise ModelError(f"pruning.criterion: '{self.criterion.name}' can't score '{unseen[0]}': it took no part "
-                                 f"in any calibration batch")  # fmt: skip
+                raise ModelError(f"pruning.criterion: '{self.criterion.name}' can't score '{unseen[0]}': it took no "
+                                 f"part in any calibration batch")  # fmt: skip
             layers = [layer for layer in layers if layer.path in parts]
             scores = {path: part.scores.double().cpu().numpy() for path, part in parts.items()}
             ranks, reached, note = self._choose(target, layers, scores)
@@ -232,7 +225,7 @@ class RankPruner:
         finally:
             self._costs = None
         self._journals.append((journal, before))
-        return Choice(choice.units, choice.blocks, reached, "; ".join(filter(None, (choice.note, note))))
+        return Choice(choice.units, choice.blocks, reached, note)
 
     def undo(self) -> None:
         """Takes back all that `step` did; the model is as it was given."""
@@ -255,41 +248,22 @@ class RankPruner:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _layers(self) -> list[_Layer]:
-        """The layers that may be factored; none may be factored while this looks."""
-        owners: dict[int, int] = {}
-        for module in self.model.modules():
-            for parameter in module._parameters.values():
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        found: dict[str, Weight] = {}
-        for name, weight in prunable_weights(self.model, self.config.include, self.config.ignore).items():
-            path, _, leaf = name.rpartition(".")
-            module = self.model.get_submodule(path)
-            # A weight that several layers share would have to be factored in all of them alike.
-            if path and leaf == "weight" and owners[id(weight.parameter)] == 1 and can_factor(module):
-                if largest_rank(module):
-                    found[path] = weight
-        modules = {path: self.model.get_submodule(path) for path in found}
-        macs = multiplications(self.model, modules, self.example_inputs)
-        return [_Layer(path, weight, modules[path], macs[path]) for path, weight in found.items()]
-
     @contextmanager
     def _dense(self) -> Iterator[None]:
         """The model with products in the place of factors, for a while."""
         journal = Journal()
         try:
-            for path, layer in factored_layers(self.model).items():
-                self._put(path, merged(layer), journal)
+            for layer in factored_layers(self.model).values():
+                self._put(layer, merged(layer), journal)
             yield
         finally:
             journal.rollback()
 
-    def _put(self, path: str, module: nn.Module, journal: Journal) -> None:
-        before = self.model.get_submodule(path)
-        put(self.model, path, module)
-        journal.add(lambda: put(self.model, path, before))
+    def _put(self, old: nn.Module, new: nn.Module, journal: Journal) -> None:
+        put(self.model, old, new)
+        journal.add(lambda: put(self.model, new, old))
 
-    def _check(self, layers: list[_Layer], masked: set[str]) -> None:
+    def _check(self, layers: list[Layer], masked: set[str]) -> None:
         config = self.config
         if not layers:
             raise ConfigError("pruning.granularity: the model has no linear layer or convolution that can be factored; "
@@ -308,19 +282,23 @@ class RankPruner:
         if self.inner is None:
             return Choice({}, [], 0.0)
         journal.add(self.inner.restore_point())
-        return self.inner.step(1 - math.sqrt(1 - target), **given)
+        try:
+            choice = self.inner.step(1 - math.sqrt(1 - target), **given)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (units take the root of what is to be left, components the rest)") from error
+        return choice
 
-    def _components(self, layer: _Layer, statistics: tuple[torch.Tensor, ...]) -> Components:
+    def _components(self, layer: Layer, statistics: tuple[torch.Tensor, ...]) -> Components:
         most = min(largest_rank(layer.module), self._ranks.get(self._key(layer), sys.maxsize))
         return components_of(
             self.criterion, layer.weight.name, layer.module, statistics, self.config.normalize, most=most
         )
 
-    def _key(self, layer: _Layer) -> str:
+    def _key(self, layer: Layer) -> str:
         """The layer's path in the dense model."""
         return dense_path(self.inner.plan, layer.path) if self.inner else layer.path
 
-    def _choose(self, target: float, layers: list[_Layer], scores: dict[str, np.ndarray]) -> tuple[Ranks, float, str]:
+    def _choose(self, target: float, layers: list[Layer], scores: dict[str, np.ndarray]) -> tuple[Ranks, float, str]:
         """The ranks for a target; the model is dense now. With them the fraction that is gone, and a note."""
         found = [self._candidate(layer, scores[layer.path], target) for layer in layers]
         candidates = [candidate for candidate in found if candidate is not None]
@@ -347,44 +325,21 @@ class RankPruner:
             note += f"{self.config.round_to}, and layers stay dense where factoring does not pay"
         return ranks, 1 - reached, note
 
-    def _candidate(self, layer: _Layer, scores: np.ndarray, target: float) -> Candidate | None:
-        """What the choice needs to know of a layer; None where it stays dense."""
-        config, key = self.config, self._key(layer)
-        rows, columns = matrix_shape(layer.module)
-        unit, whole = {
-            "ratio": (1.0, float(min(rows, columns))),
-            "params": (float(rows + columns), float(rows * columns)),
-            "macs": (layer.macs / (rows * columns) * (rows + columns), layer.macs),
-        }[self.measured]
-        full = self._full.get(key, min(rows, columns))
-        rank, most = self._ranks.get(key), largest_rank(layer.module)
-        dense = rank is None or rank > most
-        most = min(most, rank or most)
-        step = config.round_to if most >= 2 * config.round_to else 1
-        most = most // step * step
-        least = config.min_kept if isinstance(config.min_kept, int) else math.ceil(config.min_kept * full)
-        least = -(-max(1, least) // step) * step
-        if not unit or (least > most and dense):
-            return None
-        fixed = False
-        pattern = pattern_for(layer.weight.name, config.per_layer)
-        if pattern is not None:
-            own = config.per_layer[pattern] * (target / config.ratio if config.target.fraction else 1.0)
-            kept = round((1 - own) * full) // step * step
-            fixed, dense, most = True, dense and kept > most, max(min(least, most), min(most, kept))
-        if config.normalize != "none" and self.measured != "ratio":
-            scores = scores * (rows + columns)  # a layer's share of the error counts by its size
-        peers = f"{rows} {columns}"
-        return Candidate(layer.path, scores, unit, whole, min(least, most), most, step, dense, full, peers, fixed)
+    def _candidate(self, layer: Layer, scores: np.ndarray, target: float) -> Candidate | None:
+        key, rows_columns = self._key(layer), matrix_shape(layer.module)
+        full = self._full.get(key, min(rows_columns))
+        # Along the schedule a layer with a ratio of its own is cut as the whole is.
+        share = target / self.config.ratio if self.config.target.fraction else 1.0
+        return candidate(layer, scores, self.config, full, self._ranks.get(key), share)
 
-    def _factor(self, layers: list[_Layer], parts: dict[str, Components], ranks: Ranks, journal: Journal) -> None:
+    def _factor(self, layers: list[Layer], parts: dict[str, Components], ranks: Ranks, journal: Journal) -> None:
         for layer in layers:
             own = parts.pop(layer.path)
             rank = ranks.get(layer.path)
             if rank is not None:
                 small = factored_like(layer.module, rank)
                 fill(small, own.left[:, :rank], own.right[:rank])
-                self._put(layer.path, small, journal)
+                self._put(layer.module, small, journal)
         self._ranks = factored_ranks(self.model, self.inner.plan if self.inner else Plan())
 
 

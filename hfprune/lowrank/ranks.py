@@ -1,4 +1,4 @@
-"""Which layers are factored, and to which ranks: the least score lost for a cost, dense where factoring does not pay."""
+"""Which layers are factored, and to which ranks: the least score lost for a cost, dense where factoring saves none."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
+from hfprune.training.family import export_size
 from hfprune.training.masking import Masking
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
@@ -276,6 +277,8 @@ class PruningTrainer(ResumableTrainer):
         self.progress.step_offset = step
         self.progress.epoch_offset = self.state.epoch or self.progress.epoch_offset
         self.progress.done = True
+        if self.pruning.export_sizes is not None:
+            export_size(self, self.pruning.export_sizes[phase.number - 1])
 
     def _prune_to(self, target: float) -> float:
         achieved = self.method.prune_to(target)
