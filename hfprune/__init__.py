@@ -21,6 +21,7 @@ _PUBLIC = {
     "save_pretrained": "hfprune.checkpoint",
     "from_pretrained": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
+    "merge": "hfprune.checkpoint",
     "run": "hfprune.pipeline",
     "similarity": "hfprune.analysis",
     "sensitivity": "hfprune.analysis",

@@ -276,7 +276,9 @@ def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")])
 def convert(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     output: Annotated[Path, typer.Argument(help="Where the other one goes.")],
-    to: Annotated[str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere).")],
+    to: Annotated[
+        str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere; merges factors).")
+    ],
 ) -> None:
     """Write a checkpoint anew with its masked tensors stored sparse, or dense again; the model stays the same."""
     with _one_line_errors():

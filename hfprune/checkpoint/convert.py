@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hfprune.checkpoint.bitmask import SUFFIXES, pack
 from hfprune.checkpoint.files import side_folder
+from hfprune.checkpoint.merge import is_factored, merge_folder
 from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, check_block, with_format
 from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, encodings, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
@@ -25,6 +26,8 @@ STORED = MARKER | {"storage_only": True}
 def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
     """Writes a checkpoint anew with its masked tensors stored sparse, or all of them dense; bit by bit the same model.
 
+    Dense means that factored layers are merged, too: then it is the same to rounding.
+
     Args:
         folder: a checkpoint with an hfprune block.
         output: made where it is missing; another folder than `folder`. What is not weights is copied.
@@ -35,6 +38,8 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool) -> Path:
             written; `output` is then as it was. Folders inside `folder`, such as the dense baseline, are not copied.
     """
     folder, output = Path(folder), Path(output)
+    if not sparse and is_factored(folder):
+        return merge_folder(folder, output)
     if output.resolve() == folder.resolve():
         raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
     found = verify(folder)

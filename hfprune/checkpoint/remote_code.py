@@ -166,8 +166,10 @@ class Factored(nn.Module):
 
     @property
     def weight(self):
-        product = self.factor_out.weight.flatten(1) @ self.factor_in.weight.flatten(1)
-        return product.t() if self.transposed else product.view(len(product), *self.factor_in.weight.shape[1:])
+        """Tells its shape, dtype and device, and no values."""
+        rows, (columns, *kernel) = len(self.factor_out.weight), self.factor_in.weight.shape[1:]
+        shape = (columns, rows) if self.transposed else (rows, columns, *kernel)
+        return self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
 
     @property
     def bias(self):

@@ -13,6 +13,8 @@ from hfprune.structure.plan import Plan
 from hfprune.structure.record import dense_path
 from hfprune.weights import is_transposed_linear, scorable
 
+_OF_INPUTS = ("in_features", "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_OF_OUTPUTS = ("out_features", "out_channels")
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -40,27 +42,30 @@ class Factored(nn.Module):
         """How many components there are."""
         return self.factor_in.weight.shape[0]
 
+    def product(self) -> torch.Tensor:
+        """The layer's weight."""
+        first, second = scorable(self.factor_in.weight), scorable(self.factor_out.weight)
+        product = (second.flatten(1) @ first.flatten(1)).to(self.factor_in.weight.dtype)
+        return product.t() if self.transposed else product.view(len(second), *first.shape[1:])
+
     @property
     def weight(self) -> torch.Tensor:
-        """The product, in the shape that the layer's weight has; for code that reads it without calling the layer."""
-        first, second = self.factor_in.weight, self.factor_out.weight
-        product = second.flatten(1) @ first.flatten(1)
-        return product.t() if self.transposed else product.view(len(second), *first.shape[1:])
+        """What tells the shape, dtype and device of the weight to code that asks for these. Its values are NaN: who
+        wants them asks for the `product`."""
+        rows, (columns, *kernel) = len(self.factor_out.weight), self.factor_in.weight.shape[1:]
+        shape = (columns, rows) if self.transposed else (rows, columns, *kernel)
+        return self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The layer's bias."""
         return self.factor_out.bias
 
-    @property
-    def in_features(self) -> int:
-        """How many features come in."""
-        return self.factor_in.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """How many features go out."""
-        return self.factor_out.weight.shape[0]
+    def __getattr__(self, name: str) -> Any:
+        """What else code reads of a layer, such as its stride, is that of the factor that has it from the layer."""
+        if name in _OF_INPUTS or name in _OF_OUTPUTS:
+            return getattr(self.factor_in if name in _OF_INPUTS else self.factor_out, name)
+        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
@@ -134,11 +139,8 @@ def fill(layer: Factored, left: torch.Tensor, right: torch.Tensor) -> None:
 def merged(layer: Factored) -> nn.Module:
     """The dense layer whose weight is the product; its bias is the factored layer's own."""
     first, bias = layer.factor_in, layer.factor_out.bias
-    with torch.no_grad():
-        product = scorable(layer.factor_out.weight).flatten(1) @ scorable(first.weight).flatten(1)
-        value = product.to(first.weight.dtype)
-        value = value.t().contiguous() if layer.transposed else value.view(len(value), *first.weight.shape[1:])
-    rows, columns = layer.out_features, layer.in_features
+    value = layer.product().detach().contiguous()
+    rows, columns = len(layer.factor_out.weight), first.weight.shape[1]
     if isinstance(first, nn.Linear):
         dense = _conv1d(rows, columns) if layer.transposed else nn.Linear(columns, rows, bias=False, device="meta")
     else:

@@ -55,7 +55,7 @@ def layers_of(model: nn.Module, config: PruningConfig, example_inputs: Any) -> l
             found[path] = weight
     modules = {path: model.get_submodule(path) for path in found}
     macs = multiplications(model, modules, example_inputs)
-    return [Layer(path, weight, modules[path], macs[path]) for path, weight in found.items()]
+    return [Layer(path, weight, modules[path], macs[path]) for path, weight in found.items() if path in macs]
 
 
 def candidate(
