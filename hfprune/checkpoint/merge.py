@@ -1,4 +1,4 @@
-"""From factors back to dense weights: a checkpoint that needs nothing but the stock class, where nothing else is gone."""
+"""From factors back to dense weights: a checkpoint that the stock class alone loads, where nothing else is gone."""
 
 from __future__ import annotations
 

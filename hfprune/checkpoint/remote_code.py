@@ -169,7 +169,9 @@ class Factored(nn.Module):
         """Tells its shape, dtype and device, and no values."""
         rows, (columns, *kernel) = len(self.factor_out.weight), self.factor_in.weight.shape[1:]
         shape = (columns, rows) if self.transposed else (rows, columns, *kernel)
-        return self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
+        stand_in = self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
+        stand_in._is_hf_initialized = True  # transformers draws values for what has no such mark
+        return stand_in
 
     @property
     def bias(self):
