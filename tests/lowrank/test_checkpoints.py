@@ -92,9 +92,10 @@ def test_without_hfprune(tmp_path):
     model = factored("gpt2")
     hfprune.save_pretrained(model, tmp_path / "one", remote_code=True)
     code = (
-        "import sys, transformers, torch\n"
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
         "sys.modules['hfprune'] = None\n"
-        f"model = transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path / 'one')!r}, trust_remote_code=True)\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'one')!r}, trust_remote_code=True)\n"
         "ids = torch.arange(6)[None]\n"
         "model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)\n"
         "model(input_ids=ids, labels=ids).loss.backward()\n"
