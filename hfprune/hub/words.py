@@ -8,7 +8,7 @@ from typing import Any
 
 from hfprune.config import PruningConfig, Recovery
 from hfprune.granularity import Granularity, parse_granularity
-from hfprune.report.tables import percent
+from hfprune.report.tables import main_metric, metrics, percent, title
 
 _SCOPES = {
     "global": "all layers ranked together",
@@ -103,7 +103,18 @@ def removed(report: Mapping[str, Any]) -> list[str]:
         if dense.get(key) and pruned.get(key) is not None
     ]
     sentence = f"{' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))} are gone"
-    return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}."]
+    return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}.", *_sizes(report)]
+
+
+def _sizes(report: Mapping[str, Any]) -> list[str]:
+    """A sentence on the other sizes that the run left."""
+    name = main_metric(report)
+    members = [
+        f"{percent(member['size'])} ({title(name)} {metrics(member['metric'])[name]:.4g})"
+        for member in report.get("sizes") or []
+        if member["size"] < 1 and name in metrics(member.get("metric"))
+    ]
+    return [f"The same run left checkpoints of {len(members)} sizes: {', '.join(members)}."] if members else []
 
 
 def code(text: str) -> str:

@@ -143,6 +143,7 @@ def test_a_recipe_reports_every_size(tmp_path):
     assert "batch 2 (faster)" in shown and "0.8 " in shown
     card = (tmp_path / "run" / "README.md").read_text()
     assert "components of weights that are now products of two" in card
+    assert "The same run left checkpoints of 2 sizes: 80.00 % (accuracy" in card
     assert "one for each exported size" in card and "import hfprune" in card
     for name in ("", "sizes/0.8", "sizes/0.6"):
         AutoModelForImageClassification.from_pretrained(tmp_path / "run" / name)
