@@ -151,6 +151,7 @@ class Factored(nn.Module):
     def __init__(self, layer, rank):
         super().__init__()
         self.transposed = type(layer).__name__ == "Conv1D"
+        self.register_buffer("weight", layer.weight.detach().new_zeros(1))
         outputs, inputs = layer.weight.shape[:2][:: -1 if self.transposed else 1]
         like = {{"dtype": layer.weight.dtype, "device": layer.weight.device}}
         if isinstance(layer, nn.modules.conv._ConvNd):
@@ -163,15 +164,6 @@ class Factored(nn.Module):
 
     def forward(self, x):
         return self.factor_out(self.factor_in(x))
-
-    @property
-    def weight(self):
-        """Tells its shape, dtype and device, and no values."""
-        rows, (columns, *kernel) = len(self.factor_out.weight), self.factor_in.weight.shape[1:]
-        shape = (columns, rows) if self.transposed else (rows, columns, *kernel)
-        stand_in = self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
-        stand_in._is_hf_initialized = True  # transformers draws values for what has no such mark
-        return stand_in
 
     @property
     def bias(self):

@@ -28,11 +28,15 @@ class Factored(nn.Module):
         factor_in: inputs to components, without a bias.
         factor_out: components to outputs, with the layer's bias.
         transposed: whether the layer's weight stands inputs x outputs, as that of GPT-2's Conv1D.
+        weight: a buffer of one zero. It tells dtype and device to code that asks a layer's weight for these; and under
+            its name a checkpoint holds a tensor of another size than the dense layer's, so that who knows nothing of
+            factors stops there, and draws no new weights.
     """
 
     def __init__(self, factor_in: nn.Module, factor_out: nn.Module, transposed: bool = False):
         super().__init__()
         self.factor_in, self.factor_out, self.transposed = factor_in, factor_out, transposed
+        self.register_buffer("weight", factor_in.weight.detach().new_zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.factor_out(self.factor_in(x))
@@ -47,16 +51,6 @@ class Factored(nn.Module):
         first, second = scorable(self.factor_in.weight), scorable(self.factor_out.weight)
         product = (second.flatten(1) @ first.flatten(1)).to(self.factor_in.weight.dtype)
         return product.t() if self.transposed else product.view(len(second), *first.shape[1:])
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """What tells the shape, dtype and device of the weight to code that asks for these. Its values are NaN: who
-        wants them asks for the `product`."""
-        rows, (columns, *kernel) = len(self.factor_out.weight), self.factor_in.weight.shape[1:]
-        shape = (columns, rows) if self.transposed else (rows, columns, *kernel)
-        stand_in = self.factor_in.weight.detach().new_full((), torch.nan).expand(shape)
-        stand_in._is_hf_initialized = True  # transformers draws values for what has no such mark
-        return stand_in
 
     @property
     def bias(self) -> nn.Parameter | None:

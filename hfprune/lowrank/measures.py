@@ -72,7 +72,7 @@ class _Probe(nn.Module):
 
 
 class _Watched(torch.Tensor):
-    """A weight that says when it is used for more than its shape, dtype or device."""
+    """A weight that says when it is used for more than its dtype or device."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -84,13 +84,13 @@ class _Watched(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
 
-_OF_NO_VALUES = {getattr(torch.Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "requires_grad")}
-_OF_NO_VALUES |= {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point}
+_OF_NO_VALUES = {getattr(torch.Tensor, name).__get__ for name in ("dtype", "device", "requires_grad")}
+_OF_NO_VALUES |= {torch.Tensor.is_floating_point}
 
 
 def multiplications(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any) -> dict[str, float]:
     """The multiply-accumulates of dense layers for one example, by name; 0 for those that are not called. Left out are
-    layers whose weight the model's code takes to compute with it by itself: a product of two is no such weight.
+    layers whose weight the model's code takes for itself, for more than its dtype: a factored layer has none.
 
     Raises:
         ModelError: the model can't take the inputs.

@@ -89,19 +89,25 @@ def test_beside_units_and_without_its_head(tmp_path, name):
 
 
 def test_without_hfprune(tmp_path):
-    model = factored("gpt2")
-    hfprune.save_pretrained(model, tmp_path / "one", remote_code=True)
+    hfprune.save_pretrained(factored("gpt2"), tmp_path / "code", remote_code=True)
+    hfprune.save_pretrained(factored("llama"), tmp_path / "plain")
     code = (
         "import sys, torch\n"
-        "from transformers import AutoModelForCausalLM\n"
+        "from transformers import AutoModelForCausalLM as Auto\n"
         "sys.modules['hfprune'] = None\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'one')!r}, trust_remote_code=True)\n"
+        "model = Auto.from_pretrained('code', trust_remote_code=True)\n"
         "ids = torch.arange(6)[None]\n"
         "model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)\n"
         "model(input_ids=ids, labels=ids).loss.backward()\n"
         "assert all(p.grad is not None for n, p in model.named_parameters() if 'factor' in n)\n"
+        "try:\n"
+        "    Auto.from_pretrained('plain')\n"
+        "except RuntimeError as error:\n"
+        "    assert 'mismatch' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('new weights in the place of factors')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -202,7 +208,7 @@ def test_plans_that_do_not_fit(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_older_version_refuses_it():
+def test_a_plan_names_factors_where_there_are_any():
     plan = plan_of(factored("vit")).to_dict()
     assert Plan.from_dict(plan).to_dict() == plan and plan["factored"]
     assert "factored" not in Plan().to_dict()

@@ -64,10 +64,7 @@ def test_the_target_is_met_and_the_result_is_the_product_s(name, criterion):
         rows, columns = before.weight.shape[0], before.weight[0].numel()
         assert layer.rank * (rows + columns) < rows * columns
         assert report.groups[path] == (min(rows, columns), layer.rank)
-        assert (
-            layer.product().shape == layer.weight.shape == before.weight.shape
-            and layer.transposed == is_transposed_linear(before)
-        )
+        assert layer.product().shape == before.weight.shape and layer.transposed == is_transposed_linear(before)
     # What is not factored is as it was.
     same = [name for name, value in products.state_dict().items() if torch.equal(value, dense.state_dict()[name])]
     factored = {f"{path}.weight" for path in factored_layers(model)}
@@ -177,14 +174,13 @@ def test_a_weight_that_code_computes_with_stays_dense():
 
         def forward(self, x):
             x = nn.functional.linear(self.called(x), self.read.weight, self.read.bias)
-            return self.asked(x.to(self.asked.weight.dtype).view(-1, self.asked.weight.shape[1]))
+            return self.asked(x.to(self.asked.weight.dtype).to(self.asked.weight.device))
 
     model, x = Reads(), torch.randn(3, 16)
     before = macs(model, x)
     report = hfprune.prune(model, config(target={"macs": 0.5}), example_inputs=x)
     assert set(factored_layers(model)) == {"called", "asked"} == set(report.groups)
     assert 1 - report.achieved == pytest.approx(macs(model, x) / before)
-    assert torch.isnan(model.asked.weight).all() and not torch.isnan(model.asked.product()).any()
 
 
 def test_it_trains_on():
