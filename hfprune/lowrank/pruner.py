@@ -208,8 +208,8 @@ class RankPruner:
                 for layer in layers
                 if layer.weight.name in statistics
             }
-            unseen = [layer.path for layer in layers if layer.path not in parts]
-            if before.keys() & {self._key(layer) for layer in layers if layer.path in unseen}:
+            unseen = [layer.path for layer in layers if layer.path not in parts and self._key(layer) in before]
+            if unseen:
                 raise ModelError(f"pruning.criterion: '{self.criterion.name}' can't score '{unseen[0]}': it took no "
                                  f"part in any calibration batch")  # fmt: skip
             layers = [layer for layer in layers if layer.path in parts]
@@ -271,7 +271,7 @@ class RankPruner:
         for pattern in config.per_layer:
             check_pattern(self.model, pattern, "pruning.per_layer", [layer.weight.name for layer in layers])
         for layer in layers:
-            zeros = [name for name in masked if name.startswith(f"{layer.path}.") and not name.endswith(".bias")]
+            zeros = [name for name in masked if name.startswith(f"{layer.path}.")]
             if zeros:
                 raise ConfigError(f"pruning.granularity: '{zeros[0]}' is held at zero where it was pruned, and factors "
                                   f"would fill that; factor first, or ignore '{layer.path}'")  # fmt: skip
@@ -283,10 +283,9 @@ class RankPruner:
             return Choice({}, [], 0.0)
         journal.add(self.inner.restore_point())
         try:
-            choice = self.inner.step(1 - math.sqrt(1 - target), **given)
+            return self.inner.step(1 - math.sqrt(1 - target), **given)
         except ConfigError as error:
             raise ConfigError(f"{error} (units take the root of what is to be left, components the rest)") from error
-        return choice
 
     def _components(self, layer: Layer, statistics: tuple[torch.Tensor, ...]) -> Components:
         most = min(largest_rank(layer.module), self._ranks.get(self._key(layer), sys.maxsize))
