@@ -12,7 +12,10 @@ from hfprune.criteria.layers import layers_of, seen_by
 
 def input_moment(calibration: Calibration) -> dict[str, torch.Tensor]:
     """Σ x xᵀ over all tokens, of convolutions over all patches, shape (inputs, inputs), as `criteria.layers.Layer`
-    orders them; layers that took no part are left out."""
+    orders them; layers that took no part are left out.
+
+    The sums of all layers are held at once, inputs² values each; positions of padding count like any other.
+    """
     layers = layers_of(calibration.model, calibration.weights, "whitening")
     sums: dict[str, torch.Tensor] = {}
     for name, (layer, *_) in layers.items():
