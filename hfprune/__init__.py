@@ -22,6 +22,7 @@ _PUBLIC = {
     "from_pretrained": "hfprune.checkpoint",
     "import_torch_prune": "hfprune.checkpoint",
     "verify": "hfprune.checkpoint",
+    "merge": "hfprune.checkpoint",
     "write_card": "hfprune.hub.card",
     "push_to_hub": "hfprune.hub.push",
     "run": "hfprune.pipeline",

@@ -305,7 +305,9 @@ def convert(
         Path, typer.Argument(help="A checkpoint folder; also one of compressed-tensors or torch.nn.utils.prune.")
     ],
     output: Annotated[Path, typer.Argument(help="Where the other one goes.")],
-    to: Annotated[str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere).")],
+    to: Annotated[
+        str, typer.Option(help="bitmask (masked tensors take less room) or dense (loads anywhere; merges factors).")
+    ],
 ) -> None:
     """Write a checkpoint anew with its masked tensors stored sparse, or dense again; the model stays the same."""
     with one_line_errors():

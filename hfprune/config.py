@@ -132,11 +132,15 @@ class PruningConfig(StrictModel):
         criterion: the name of a registered criterion, or a map of `name` and its parameters.
         granularity: `weight`, `N:M` (N kept of every M along the input dimension) or `block:ROWSxCOLS` hold weights at
             zero. `channel` (any coupled group), `head`, `head_dim` (inside all heads of a layer alike), `neuron`,
-            `width` and `layer`, or a list of them, are removed physically.
+            `width` and `layer`, or a list of them, are removed physically. `rank` writes weights as a product of two
+            and drops their least components; beside others it comes after them in each step.
         scope: `global` ranks all layers together, `layer` prunes every layer by the same ratio, `isomorphic`
             (structural only) ranks groups of the same shape together.
         target: how much goes; a bare number is a ratio. May be left out for N:M, which says it itself.
         schedule: in how many steps; a bare name is its kind.
+        export_sizes: structural: what is left after each step, falling, as fractions of the dense model's parameters
+            (or of what `target` measures); the trainer leaves a checkpoint of every size. It stands for the schedule,
+            and for the target where that is left out.
         recovery: the fine-tuning after each step.
         include: glob patterns over module and parameter names; by default every linear and convolution weight.
             A bias, norm or embedding is pruned only where a pattern's last part names it (`*.bias`, `*.norm1`).
@@ -159,6 +163,7 @@ class PruningConfig(StrictModel):
     scope: Literal["global", "layer", "isomorphic"] = "global"
     target: Target | None = None
     schedule: Schedule = Field(default_factory=Schedule)
+    export_sizes: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
     recovery: Recovery = Field(default_factory=Recovery)
     include: Patterns | None = None
     ignore: Patterns = Field(default_factory=list)
@@ -201,10 +206,14 @@ class PruningConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> PruningConfig:
+        if self.export_sizes is not None:
+            self._check_sizes()
         if not self.is_structural:
             self._check_masks()
         elif self.target is None:
             raise ValueError("target: missing, e.g. {macs: 0.5}")
+        elif "rank" in self.granularities:
+            self._check_rank()
         try:
             if self.target is None or self.target.fraction is not None:
                 self.targets()
@@ -219,14 +228,38 @@ class PruningConfig(StrictModel):
     def _check_strategy(self) -> None:
         if self.schedule != Schedule():
             raise ValueError("schedule: the strategy ice has one step a block; leave the schedule out")
-        if "layer" in self.granularities:
-            raise ValueError("granularity: the strategy ice prunes inside the blocks that 'layer' removes whole; use "
-                             "channel, head, neuron or weight")  # fmt: skip
+        if self.export_sizes is not None:
+            raise ValueError("export_sizes: the strategy ice has one step a block, not a size; give one of the two")
+        if other := {"layer", "rank"} & set(self.granularities):
+            raise ValueError(f"granularity: the strategy ice prunes inside blocks, which '{min(other)}' does not; use "
+                             f"channel, head, neuron or weight")  # fmt: skip
         if isinstance(self.per_layer, list):
             raise ValueError("per_layer: a list has no meaning block by block; with the strategy ice give a map")
         if self.target is not None and self.target.kind == "latency":
             raise ValueError("target.latency: what one block takes can't be timed apart; with the strategy ice use "
                              "ratio, macs or params")  # fmt: skip
+
+    def _check_sizes(self) -> None:
+        sizes = self.export_sizes
+        if not self.is_structural:
+            raise ValueError("export_sizes: zeros make no model smaller; use a structural granularity such as rank")
+        if not sizes or sorted(set(sizes), reverse=True) != sizes:
+            raise ValueError(f"export_sizes: {sizes} must be fractions that fall, e.g. [0.8, 0.6, 0.4]")
+        if self.schedule != Schedule():
+            raise ValueError("schedule: export_sizes says the steps; give one of the two")
+        if self.target is None:
+            self.target = Target(params=sizes[-1])
+        elif self.target.fraction is None or abs(1 - self.target.fraction - sizes[-1]) > 1e-9:
+            raise ValueError(f"target: export_sizes ends at {sizes[-1]:g} of the dense model; leave the target out")
+
+    def _check_rank(self) -> None:
+        mixed = len(self.granularities) > 1
+        if self.target.kind == "latency":
+            raise ValueError("target.latency: ranks are chosen by what they cost; give params or macs")
+        if mixed and self.target.kind == "ratio":
+            raise ValueError("target.ratio: components and other units are not counted together; give params or macs")
+        if self.per_layer and (mixed or isinstance(self.per_layer, list)):
+            raise ValueError("per_layer: rank takes a map of patterns, and none beside other granularities")
 
     def _check_masks(self) -> None:
         shape = parse_granularity(self.granularity)
@@ -283,6 +316,8 @@ class PruningConfig(StrictModel):
 
     def targets(self) -> list[float]:
         """The cumulative fraction removed after each step."""
+        if self.export_sizes is not None:
+            return [1 - size for size in self.export_sizes]
         return self.schedule.targets(self.ratio)
 
 

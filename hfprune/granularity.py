@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from hfprune.errors import ConfigError
 
-STRUCTURAL = ("channel", "head", "head_dim", "neuron", "width", "layer")
-"""Granularities whose units are physically removed; several of them may stand in one recipe."""
+REMOVABLE = ("channel", "head", "head_dim", "neuron", "width", "layer")
+"""Granularities whose units are parts of the model's structure."""
+
+STRUCTURAL = (*REMOVABLE, "rank")
+"""Granularities that make tensors smaller; several of them may stand in one recipe. The units of `rank` are the
+components of weights that are written as a product of two."""
 
 
 class Granularity(NamedTuple):

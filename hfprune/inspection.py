@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from hfprune.errors import ConfigError
-from hfprune.granularity import STRUCTURAL
+from hfprune.granularity import REMOVABLE
 from hfprune.profiling import human_count
 from hfprune.registry import did_you_mean
 from hfprune.structure.blocks import find_blocks
@@ -121,9 +121,9 @@ def inspect(model: nn.Module, example_inputs: Any = None, granularity: str | Seq
         ConfigError: a granularity that is not structural.
         ModelError: torch.export refuses the model (the reason and the line), or the inputs don't fit it.
     """
-    kinds = set(STRUCTURAL if granularity is None else [granularity] if isinstance(granularity, str) else granularity)
-    for kind in sorted(kinds - set(STRUCTURAL)):
-        raise ConfigError(f"granularity: '{kind}' is nothing that can be removed; {did_you_mean(kind, STRUCTURAL)}")
+    kinds = set(REMOVABLE if granularity is None else [granularity] if isinstance(granularity, str) else granularity)
+    for kind in sorted(kinds - set(REMOVABLE)):
+        raise ConfigError(f"granularity: '{kind}' is nothing that can be removed; {did_you_mean(kind, REMOVABLE)}")
     structure = without_impossible(analyse(model, example_inputs))
     groups = [
         _facts(structure, group) for group in structure.groups.values() if "channel" in kinds or group.kind in kinds

@@ -15,10 +15,10 @@ from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.config import PruningConfig
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of
 from hfprune.errors import ConfigError
+from hfprune.lowrank.pruner import pruner_for
 from hfprune.masks import MaskSet
 from hfprune.originals import Originals
 from hfprune.pruner import Pruner
-from hfprune.structure.pruner import StructuredPruner
 from hfprune.structure.record import followed_by
 
 
@@ -112,12 +112,12 @@ def _remove(
 ) -> PruneReport:
     if example_inputs is None:
         example_inputs = example_inputs_of(data)
-    pruner = StructuredPruner(model, config, example_inputs)
+    block, before = block_of(model), plan_of(model)
+    masks = masks_from_block(model, block) if block else MaskSet({})
+    pruner = pruner_for(model, config, example_inputs, masked=masks)
     targets = pruner.targets()
     if hasattr(data, "__next__"):  # every step scores on the same batches
         data = list(itertools.islice(data, pruner.criterion.batches))
-    block, before = block_of(model), plan_of(model)
-    masks = masks_from_block(model, block) if block else MaskSet({})
     try:
         for target in targets:
             choice = pruner.step(target, data=data, loss=loss, progress=progress)

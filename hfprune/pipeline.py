@@ -36,9 +36,10 @@ from hfprune.recipe import Recipe
 from hfprune.report.emissions import emissions
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
-from hfprune.report.tables import comparison_table, removed_table, steps_table, strategy_sentence
+from hfprune.report.tables import comparison_table, removed_table, sizes_table, steps_table, strategy_sentence
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
+from hfprune.training.family import measured_sizes
 from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.resume import last_checkpoint
@@ -241,6 +242,7 @@ def _report(
         "sparsity": block_of(model)["sparsity"],
         **trainer.method.report(),
         **({"strategy": trainer.course.report()} if trainer.course is not None else {}),
+        **_sizes(job, dense, dense_metric),
         **_conditions(job),
         "recipe": job.recipe.model_dump(mode="json"),
         "main_metric": job.metrics.main,
@@ -259,6 +261,14 @@ def _lineage(job: _Job) -> dict[str, Any]:
         origin["datasets"] = list(dict.fromkeys([job.recipe.data.name, *origin.get("datasets", [])]))
     found = {"origin": origin, "maker": job.loaded.maker}
     return {key: value for key, value in found.items() if value}
+
+
+def _sizes(job: _Job, dense: nn.Module, metric: dict[str, float]) -> dict[str, Any]:
+    """The members of an exported family, measured."""
+    if job.recipe.pruning.export_sizes is None:
+        return {}
+    batches = job.recipe.output.batch_sizes
+    return {"sizes": measured_sizes(job.trainer, dense, metric, _is_own(dense), job.example(), batches)}
 
 
 def _conditions(job: _Job) -> dict[str, Any]:
@@ -332,6 +342,8 @@ def _show(report: dict[str, Any], console: Console, folder: Path, ended: bool = 
         console.print(sentence, highlight=False)
     if "removed" in report:
         console.print(removed_table(report))
+    if "sizes" in report:
+        console.print(sizes_table(report))
     console.print(comparison_table(report))
     console.print(f"\nsaved to {folder}: model, card (README.md), {REPORT_FILE}, pictures, recipe", highlight=False)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +74,16 @@ class Pruner:
     def total_units(self) -> int:
         """How many units there are."""
         return sum(self.units.values())
+
+    @contextmanager
+    def only(self, names: Iterable[str]) -> Iterator[None]:
+        """Prunes some of the weights alone for a while, as if there were no others."""
+        whole = self.weights
+        self.weights = self.counts.weights = {name: whole[name] for name in names}
+        try:
+            yield
+        finally:
+            self.weights = self.counts.weights = whole
 
     def wanted(self, target: float) -> int:
         """How many units are gone in all at a cumulative target, by scope, layers' own ratios and exact rounding."""

@@ -80,7 +80,7 @@ def test_patterns_keep_some_and_not_all(text):
 def test_unknown_granularities(text):
     with pytest.raises(
         ConfigError,
-        match=f"^unknown granularity '{text}'; known: weight, channel, head, head_dim, neuron, width, layer, N:M",
+        match=f"^unknown granularity '{text}'; known: weight, channel, head, head_dim, neuron, width, layer, rank, N:M",
     ):
         parse_granularity(text)
 

@@ -15,7 +15,7 @@ LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "config", "strategy", "recipe", "schedules"), 2),
     **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
-    **dict.fromkeys(("counts", "pruner", "profiling", "structure"), 4),
+    **dict.fromkeys(("counts", "pruner", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),

@@ -161,7 +161,7 @@ class Subject:
     def _take(self, values: dict[str, Any]) -> None:
         kinds = values["granularity"] if isinstance(values["granularity"], list) else [values["granularity"]]
         for kind in kinds:
-            if parse_granularity(kind).kind in ("layer", "n:m"):
+            if parse_granularity(kind).kind in ("layer", "n:m", "rank"):
                 raise ConfigError(f"granularity: '{kind}' has no units to rank in a layer; use channel or weight")
         try:
             config = PruningConfig(**values)

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from hfprune.checkpoint.bitmask import SUFFIXES, pack
 from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.foreign import find_foreign, refuse_pickles
-from hfprune.checkpoint.metadata import BLOCK, FORMAT_VERSION, MARKER, as_dense, check_block
+from hfprune.checkpoint.merge import is_factored, merge_folder
+from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, check_block, with_format
 from hfprune.checkpoint.save import WEIGHTS_FILES
 from hfprune.checkpoint.tensors import INDEX_FILE, SHAPES, read_each, tensor_files, write_index, write_json
 from hfprune.checkpoint.verify import verify
@@ -31,6 +32,8 @@ STORED = MARKER | {"storage_only": True}
 def convert(folder: str | Path, output: str | Path, *, sparse: bool, tell: Tell | None = None) -> Path:
     """Writes a checkpoint anew with its masked tensors stored sparse, or all of them dense; bit by bit the same model.
 
+    Dense means that factored layers are merged, too: then it is the same to rounding.
+
     Args:
         folder: a checkpoint with an hfprune block, or one that another tool stored sparse (`checkpoint.foreign`).
         output: made where it is missing; another folder than `folder`. What is not weights is copied.
@@ -42,6 +45,8 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool, tell: Tell 
             written; `output` is then as it was. Folders inside `folder`, such as the dense baseline, are not copied.
     """
     folder, output = Path(folder), Path(output)
+    if not sparse and is_factored(folder):
+        return merge_folder(folder, output)
     if output.resolve() == folder.resolve():
         raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
     refuse_pickles(folder)
@@ -129,7 +134,7 @@ def _finish(folder: Path, target: Path, config: dict[str, Any], found: dict[str,
     """
     config[BLOCK] = as_dense(config[BLOCK])
     if found:
-        config[BLOCK] |= {"format_version": FORMAT_VERSION, "encodings": found}
+        config[BLOCK] = with_format(config[BLOCK] | {"encodings": found})
     if "model_type" in config:
         mark = config.get("quantization_config")
         if found and mark is None:

@@ -14,6 +14,7 @@ import hfprune
 from hfprune.bits import mask_hash
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError
+from hfprune.lowrank.factor import factored_ranks
 from hfprune.masks import MaskSet
 from hfprune.structure.plan import Plan
 
@@ -23,8 +24,9 @@ BLOCK = "hfprune"
 MARKER = {"quant_method": "hfprune"}
 """The `quantization_config` by which transformers knows that hfprune must load a checkpoint."""
 
-FORMAT_VERSION = 2
-"""Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; without them 1 is written."""
+FORMAT_VERSION = 3
+"""Format 2 is 1 with tensors stored sparse, which the block names in `encodings`; 3 is 2 with factored layers, which
+the plan names. The lowest that says all is written."""
 
 
 def build_block(
@@ -68,7 +70,13 @@ def build_block(
         "pruning": done,
         "sparsity": tensor_records(model, masks),
     }
-    return block if plan is None else block | {"plan": plan.to_dict()}
+    return block if plan is None else with_format(block | {"plan": plan.to_dict()})
+
+
+def with_format(block: dict[str, Any]) -> dict[str, Any]:
+    """The block with the lowest format version that says all of it."""
+    version = 3 if (block.get("plan") or {}).get("factored") else 2 if "encodings" in block else 1
+    return block | {"format_version": version}
 
 
 def tensor_records(model: nn.Module, masks: MaskSet) -> dict[str, dict[str, Any]]:
@@ -191,6 +199,8 @@ def annotate(
             new = plan.config.keys() - before.config.keys()
             dense = (plan.dense_config or config_values(model.config, new)) | dense
         plan = replace(plan, config=before.config | plan.config, dense_config=dense)
+    if plan is not None:  # what is factored may have been merged again: the model itself says it
+        plan = replace(plan, factored=factored_ranks(model, plan))
     block = build_block(model, config, masks, achieved, base_model, plan)
     setattr(model.config if _has_config(model) else model, BLOCK, block)
     if "plan" in block:
@@ -250,7 +260,7 @@ def as_dense(block: dict[str, Any]) -> dict[str, Any]:
     """The block without what it says of sparse files: that of a model in memory, and of dense files."""
     if "encodings" not in block:
         return block
-    return {key: value for key, value in block.items() if key != "encodings"} | {"format_version": 1}
+    return with_format({key: value for key, value in block.items() if key != "encodings"})
 
 
 def check_block(block: Any, path: str) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def cut(model: Any, plan: Plan, tensors: dict[str, Shape]) -> Rebuild:
     rebuild.drop()
     if plan.dropped:
         find_ties_again(model)
+    rebuild.factor()
     values, unexpected = as_loaded(model, {n: torch.empty(shape, device="meta") for n, shape in tensors.items()})
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     for target, source in model.all_tied_weights_keys.items():

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hfprune.checkpoint.sizes import mend
-from hfprune.errors import CheckpointError
+from hfprune.errors import CheckpointError, ModelError
+from hfprune.lowrank.factor import Factored, can_factor, factored_like, put
 from hfprune.structure.plan import Plan
 
 Shape = tuple[int, ...]
@@ -21,7 +22,8 @@ _POSITIONS = {"layer_idx", "layer_id", "layer_index", "layer_number", "layer_num
 
 
 class Rebuild:
-    """Makes a skeleton, which may lie on the meta device, into the pruned model, step by step: drop, resize, finish.
+    """Makes a skeleton, which may lie on the meta device, into the pruned model, step by step: drop, factor, resize,
+    finish.
 
     The whole plan is looked up in the skeleton first, so that one that does not fit raises before anything is changed.
 
@@ -38,6 +40,10 @@ class Rebuild:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._resized: dict[int, nn.Module] = {}
         self._blocks = self._look_up_blocks(plan.dropped)
+        self._factored = [(self._module(path), path, rank) for path, rank in plan.factored.items()]
+        for module, path, _ in self._factored:
+            if not isinstance(module, Factored) and not can_factor(module):
+                raise CheckpointError(f"the plan factors '{path}', and a {type(module).__name__} can't be")
         gone = tuple(f"{path}." for path in plan.dropped)
         here = [path for path in plan.attributes if not f"{path}.".startswith(gone)]
         self._attributes = [
@@ -89,6 +95,16 @@ class Rebuild:
                 container._modules[str(position) if numbered else key] = block
                 if numbered and block is not None:
                     _renumber(block, int(key), position)
+
+    def factor(self) -> None:
+        """Puts two factors in the place of every factored layer; one that is factored already stays."""
+        for module, path, rank in self._factored:
+            if isinstance(module, Factored):
+                continue
+            try:
+                put(self.model, module, factored_like(module, rank))
+            except ModelError as error:
+                raise CheckpointError(f"the plan does not fit '{path}': {error}") from error
 
     def resize(self, shapes: Mapping[str, Shape]) -> None:
         """Gives every parameter and buffer the shape that is named for it; what is tied stays tied.
@@ -217,7 +233,7 @@ def fitted(plan: Plan, model: nn.Module, prefix: str, exact: bool = True) -> Pla
         exact: whether the model is of the class that was recorded; otherwise what it lacks is passed over.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    paths = [*plan.attributes, *plan.buffers, *plan.dropped]
+    paths = [*plan.attributes, *plan.buffers, *plan.dropped, *plan.factored]
     inside = [path for path in paths if f"{path}.".startswith(f"{prefix}.")]
     strip = bool(prefix) and bool(inside) and prefix not in modules
     add = bool(prefix) and not inside and prefix in modules and not any(path and path in modules for path in paths)
@@ -241,6 +257,7 @@ def fitted(plan: Plan, model: nn.Module, prefix: str, exact: bool = True) -> Pla
         dropped=[new for old in plan.dropped if here(new := translated(old))],
         config=plan.config,
         dense_config=plan.dense_config,
+        factored=renamed(plan.factored),
     )
 
 
@@ -260,6 +277,7 @@ def rebuild(model: nn.Module, plan: Plan, shapes: Mapping[str, Shape]) -> list[n
     """
     steps = Rebuild(model, plan)
     steps.drop()
+    steps.factor()
     steps.resize(shapes)
     return steps.finish()
 

@@ -15,6 +15,7 @@ from hfprune.checkpoint.metadata import plan_of
 from hfprune.checkpoint.rebuild import Rebuild, fitted
 from hfprune.checkpoint.uniform import numbers
 from hfprune.errors import CheckpointError
+from hfprune.lowrank.factor import factored_layers
 
 MODULE = "modeling_hfprune"
 
@@ -72,7 +73,7 @@ def drop(model, prefix):
         blocks.update({{str(position): block for position, block in enumerate(kept)}})
 
 
-def resize(model, prefix):
+{factoring}def resize(model, prefix):
     new = {{}}
     for name, shape in under(SHAPES, prefix).items():
         parent, _, leaf = name.rpartition(".")
@@ -108,7 +109,7 @@ class Pruned:
         say(config, DENSE, SMALL)
         super().__init__(config, *args, **kwargs)
         drop(self, self.prefix)
-        resize(self, self.prefix)
+{factor}        resize(self, self.prefix)
         if DROPPED:
             self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self._finish()
@@ -137,6 +138,45 @@ class Pruned:
             vars(self.get_submodule(path.rstrip("."))).update(values)
         super().initialize_weights()
         self._finish()
+'''
+
+_FACTORING = '''\
+# The ranks of the layers whose weight is a product of two.
+FACTORED = {ranks}
+
+
+class Factored(nn.Module):
+    """A linear layer or convolution in two: from the inputs to its components, and on to the outputs."""
+
+    def __init__(self, layer, rank):
+        super().__init__()
+        self.transposed = type(layer).__name__ == "Conv1D"
+        self.register_buffer("weight", layer.weight.detach().new_zeros(1))
+        outputs, inputs = layer.weight.shape[:2][:: -1 if self.transposed else 1]
+        like = {{"dtype": layer.weight.dtype, "device": layer.weight.device}}
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            where = {{name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}}
+            self.factor_in = type(layer)(inputs, rank, layer.kernel_size, bias=False, **where, **like)
+            self.factor_out = type(layer)(rank, outputs, 1, bias=layer.bias is not None, **like)
+        else:
+            self.factor_in = nn.Linear(inputs, rank, bias=False, **like)
+            self.factor_out = nn.Linear(rank, outputs, bias=layer.bias is not None, **like)
+
+    def forward(self, x):
+        return self.factor_out(self.factor_in(x))
+
+    @property
+    def bias(self):
+        return self.factor_out.bias
+
+
+def factor(model, prefix):
+    for path, rank in under(FACTORED, prefix).items():
+        parent, _, leaf = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, leaf, Factored(getattr(owner, leaf), rank))
+
+
 '''
 
 _CLASS = """
@@ -210,7 +250,11 @@ def _source(model: Any, kinds: dict[str, tuple[str, list[str]]]) -> str:
     dense = skeleton(type(model), config)
     plan = fitted(plan_of(model), dense, model.base_model_prefix)
     before = {id(module): numbers(module) for module in dense.modules()}
-    Rebuild(dense, plan).drop()
+    steps = Rebuild(dense, plan)
+    steps.drop()
+    steps.factor()
+    factored = {p: layer.rank for p, layer in factored_layers(dense).items()}
+    before |= {id(module): numbers(module) for module in dense.modules() if id(module) not in before}
     changed: dict[str, Any] = {}
     for path, module in dense.named_modules():
         now = numbers(model.get_submodule(path))
@@ -223,6 +267,8 @@ def _source(model: Any, kinds: dict[str, tuple[str, list[str]]]) -> str:
         version=hfprune.__version__,
         transformers=transformers.__version__,
         dropped=_literal(sorted(plan.dropped)),
+        factoring=_FACTORING.format(ranks=_literal(factored)) if factored else "",
+        factor="        factor(self, self.prefix)\n" if factored else "",
         shapes=_literal(shapes),
         numbers=_literal(changed),
         buffers=_literal(plan.buffers),

@@ -3,6 +3,7 @@
 from hfprune.criteria import (  # noqa: F401  (their criteria register themselves)
     activation,
     blocks,
+    components,
     curvature,
     geometry,
     gradient,

@@ -55,6 +55,8 @@ class Criterion:
         by_row: whether single weights are compared within their output row, of which every one loses the same number.
         of_units: whether it looks at whole units, through `units`; not for single weights, patterns, blocks of weights.
         of_blocks: whether it looks at whole residual blocks and scores no weights; for granularity `layer` alone.
+        scores_components: whether it can score the components of a factored weight, from their singular values and the
+            gradients of the loss by these as if they were weights; `of_components`: it can score nothing else.
         members: by which tensors of a coupled group it scores: its `weights` (where there are none, all), the weights
             of its `layers` (linear ones and convolutions), those of layers that take the group as their `inputs`, the
             scales of its `norms`, or `none`.
@@ -70,6 +72,8 @@ class Criterion:
     by_row: ClassVar[bool] = False
     of_units: ClassVar[bool] = False
     of_blocks: ClassVar[bool] = False
+    scores_components: ClassVar[bool] = False
+    of_components: ClassVar[bool] = False
     members: ClassVar[str] = "weights"
     probes: int = 8
     bins: int = 32
@@ -180,6 +184,15 @@ def check_granularity(criterion: Criterion, name: str, granularities: list[str])
     Raises:
         ConfigError: one line that says which it can.
     """
+    if "rank" in granularities and not criterion.scores_components:
+        known = ", ".join(sorted(key for key in criteria if criteria[key].scores_components))
+        raise ConfigError(f"pruning.criterion: '{name}' can't score the components of factored weights; known: {known}")
+    other = [kind for kind in granularities if kind != "rank"]
+    if criterion.of_components and other:
+        raise ConfigError(
+            f"pruning.criterion: '{name}' scores the components of factored weights, not '{other[0]}'; use it with "
+            f"granularity: rank"
+        )
     others = [kind for kind in granularities if kind != "layer"]
     if criterion.of_blocks and others:
         raise ConfigError(
@@ -231,4 +244,5 @@ def _from_function(name: str, function: Callable[..., torch.Tensor]) -> type[Cri
     __init__.__signature__ = inspect.Signature([inspect.Parameter(key, keyword) for key in own])
     scored = "layers" if set(wanted) & set(_OF_INPUTS) else "weights"
     members = {"statistics": wanted, "pointwise": False, "members": scored, "__init__": __init__, "terms": terms}
+    members["scores_components"] = set(wanted) <= {"gradient"}
     return type(name, (Criterion,), {**members, "__doc__": function.__doc__})

@@ -14,6 +14,7 @@ class Taylor(Criterion):
     """(Sum of w·g)², or with `absolute` the sum of |w·g|; g averaged over batches (Molchanov 2019, 1906.10771)."""
 
     statistics = ("gradient",)
+    scores_components = True
 
     def __init__(self, *, absolute: bool = False, **common: Any):
         super().__init__(**common)
@@ -32,6 +33,7 @@ class Snip(Criterion):
     """Sum of |w·g| on the weights as they are; meant for the initialisation (Lee 2019, arXiv 1810.02340)."""
 
     statistics = ("gradient",)
+    scores_components = True
 
     def terms(self, name: str, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return (weight * gradient).abs()

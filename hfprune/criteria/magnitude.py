@@ -16,6 +16,7 @@ class Random(Criterion):
 
     pointwise = False
     members = "none"
+    scores_components = True
 
     def __init__(self, **common: Any):
         super().__init__(**common)
@@ -37,6 +38,8 @@ class Random(Criterion):
 class L1(Criterion):
     """Sum of |w| (Han 2015, Li 2017)."""
 
+    scores_components = True
+
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         return weight.abs()
 
@@ -44,6 +47,8 @@ class L1(Criterion):
 @register_criterion("l2")
 class L2(Criterion):
     """Root of the sum of w² (Han 2015, Li 2017)."""
+
+    scores_components = True
 
     def terms(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         return weight.square()

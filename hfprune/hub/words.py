@@ -8,7 +8,7 @@ from typing import Any
 
 from hfprune.config import PruningConfig, Recovery
 from hfprune.granularity import Granularity, parse_granularity
-from hfprune.report.tables import percent
+from hfprune.report.tables import main_metric, metrics, percent, title
 
 _SCOPES = {
     "global": "all layers ranked together",
@@ -22,6 +22,7 @@ _UNITS = {
     "neuron": "feed-forward neurons",
     "width": "channels of the residual stream",
     "layer": "whole residual blocks",
+    "rank": "components of weights that are now products of two",
 }
 _MEASURES = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}
 
@@ -36,7 +37,8 @@ def method(pruning: PruningConfig, report: Mapping[str, Any]) -> list[str]:
     scope = f"{_SCOPES[pruning.scope]} (scope {code(pruning.scope)})"
     if pruning.is_structural and pruning.target.kind in _MEASURES and len(targets) > 1:
         steps += f" of the {_MEASURES[pruning.target.kind]} gone"
-    went = f"Pruning went {steps} (schedule {code(pruning.schedule.kind)})"
+    kind = f"schedule {code(pruning.schedule.kind)}" if pruning.export_sizes is None else "one for each exported size"
+    went = f"Pruning went {steps} ({kind})"
     each = ", followed by fine-tuning" if len(targets) <= 1 else ", each followed by fine-tuning"
     tuned = _recovery(pruning.recovery)
     if pruning.is_structural:
@@ -115,7 +117,18 @@ def removed(report: Mapping[str, Any]) -> list[str]:
         if dense.get(key) and pruned.get(key) is not None
     ]
     sentence = f"{' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))} are gone"
-    return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}."]
+    return [f"{sentence}; {' and '.join(left)} are left." if left else f"{sentence}.", *_sizes(report)]
+
+
+def _sizes(report: Mapping[str, Any]) -> list[str]:
+    """A sentence on the other sizes that the run left."""
+    name = main_metric(report)
+    members = [
+        f"{percent(member['size'])} ({title(name)} {metrics(member['metric'])[name]:.4g})"
+        for member in report.get("sizes") or []
+        if member["size"] < 1 and name in metrics(member.get("metric"))
+    ]
+    return [f"The same run left checkpoints of {len(members)} sizes: {', '.join(members)}."] if members else []
 
 
 def _reached(report: Mapping[str, Any]) -> list[str]:

@@ -161,6 +161,32 @@ def removed_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
     return Rows(("group", "kind", "units", "kept", "removed"), rows)
 
 
+def sizes_rows(report: Mapping[str, Any]) -> Rows:
+    """One row a member of an exported family, the dense model first: size, parameters, bytes, MACs, the main metric,
+    latency and how much faster than the dense model; no rows where nothing was exported."""
+    members = report.get("sizes") or []
+    name = main_metric(report)
+    values = [metrics(member.get("metric")).get(name) for member in members]
+    share = is_fraction(name, values)
+    batches = sorted({batch for member in members for batch in member["latency_ms"]}, key=int)
+    rows = []
+    for member, value in zip(members, values, strict=True):
+        shown = percent(value) if share else _number(value)
+        row = ["dense" if member["size"] == 1 else f"{member['size']:g}", f"{member['params']:,}"]
+        row += [human_bytes(member["bytes"]), UNKNOWN if member["macs"] is None else human_count(member["macs"]), shown]
+        for batch in batches:
+            now, dense = member["latency_ms"].get(batch), members[0]["latency_ms"].get(batch)
+            row.append(f"{human_ms(now)} ({dense / now:.2f}x)" if now and dense else UNKNOWN)
+        rows.append(tuple(row))
+    speeds = (f"batch {batch} (faster)" for batch in batches)
+    return Rows(("size", "parameters", "tensors", "MACs", title(name), *speeds), rows)
+
+
+def sizes_table(report: Mapping[str, Any]) -> Table:
+    """The members of an exported family, for `rich.print`."""
+    return as_table(sizes_rows(report))
+
+
 def removed_table(report: Mapping[str, Any], most: int = 20) -> Table:
     """What was removed, one row a group, for `rich.print`."""
     return as_table(removed_rows(report, most))

@@ -24,6 +24,7 @@ class Plan:
         buffers: path of a buffer that no file holds → dimension → the indices that are kept, in order.
         dropped: paths of the blocks that are gone; each is an element of a ModuleList or Sequential.
         config: values of the model's config that the cut changed everywhere alike; a dot leads into a sub-config.
+        factored: path of a linear layer or convolution that is a product of two → its rank.
         dense_config: the dense model's values for the keys of `config` that it has; None where nobody looked yet.
     """
 
@@ -32,6 +33,7 @@ class Plan:
     dropped: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     dense_config: dict[str, Any] | None = None
+    factored: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
@@ -49,6 +51,8 @@ class Plan:
             "dropped": list(self.dropped),
             "config": dict(self.config),
         }
+        if self.factored:
+            values["factored"] = dict(sorted(self.factored.items()))
         return values if self.dense_config is None else values | {"dense_config": dict(self.dense_config)}
 
     @classmethod
@@ -59,6 +63,7 @@ class Plan:
             CheckpointError: anything in it is not as described above.
         """
         parts = {"attributes": dict, "buffers": dict, "dropped": list, "config": dict, "dense_config": dict}
+        parts["factored"] = dict
         values = _expect(values, dict, "the plan")
         for key in values:
             if key not in parts:
@@ -69,6 +74,7 @@ class Plan:
             buffers={_path(p): _cut(p, v) for p, v in found["buffers"].items()},
             dropped=[_path(p) for p in found["dropped"]],
             config={_key(key): _json(key, value) for key, value in found["config"].items()},
+            factored={_path(path): _rank(path, rank) for path, rank in found["factored"].items()},
         )
         if "dense_config" in values:
             plan.dense_config = {_key(key): _json(key, value) for key, value in found["dense_config"].items()}
@@ -105,6 +111,12 @@ def _attributes(path: str, values: Any) -> dict[str, Value]:
         if not listed and not _integer(value) and not (type(value) is float and math.isfinite(value)):
             raise CheckpointError(f"malformed plan: {where} is {value!r:.80}, not a number or list of integers")
     return dict(values)
+
+
+def _rank(path: str, rank: Any) -> int:
+    if not _integer(rank) or rank < 1:
+        raise CheckpointError(f"malformed plan: the rank of '{path:.80}' is {rank!r:.80}")
+    return rank
 
 
 def _integer(value: Any) -> bool:

@@ -17,7 +17,7 @@ from hfprune.structure.groups import Structure
 from hfprune.structure.identities import Value
 from hfprune.structure.sizes import group_count, kept_along
 
-_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _MAYBE_ROUNDING = 0.1
 # What runs over the removed channels takes its statistics over the kept ones.
 _STATISTICS = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mean", "var", "std", "var_mean",
@@ -138,14 +138,14 @@ def compare(
     args, kwargs = structure.graph.inputs
     with torch.no_grad():
         found = main_outputs(structure.model(*args, **kwargs))
-    difference = _difference(found, expected)
-    if difference <= _TOLERANCE[found[0].dtype if found else torch.float32]:
+    difference = difference_of(found, expected)
+    if difference <= TOLERANCE[found[0].dtype if found else torch.float32]:
         return difference
     if exactly is not None and difference < _MAYBE_ROUNDING:
         with torch.no_grad():
             double = copy.deepcopy(structure.model).double()
             args, kwargs = _in(torch.float64, (args, kwargs))
-            if _difference(main_outputs(double(*args, **kwargs)), exactly()) <= _TOLERANCE[torch.float64]:
+            if difference_of(main_outputs(double(*args, **kwargs)), exactly()) <= TOLERANCE[torch.float64]:
                 return difference
     raise ModelError(f"the smaller model differs from the silenced original by {difference:.1e} of its output")
 
@@ -157,7 +157,7 @@ def _in(dtype: torch.dtype, values: Any) -> Any:
     )
 
 
-def _difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+def difference_of(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """The largest difference relative to the largest value of its output.
 
     Raises:

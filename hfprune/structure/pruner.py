@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -262,6 +263,16 @@ class StructuredPruner:
         self.plan = Plan()
         self._kept_counts.clear()
         self._stale = True
+
+    def restore_point(self) -> Callable[[], None]:
+        """What takes back all later steps, once the model's modules are those of now again."""
+        done, plan, counts = len(self._journals), copy.deepcopy(self.plan), dict(self._kept_counts)
+
+        def restore() -> None:
+            self._take_back(done)
+            self.plan, self._kept_counts, self._stale = plan, counts, True
+
+        return restore
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,8 @@ def followed_by(first: Plan, second: Plan) -> Plan:
     if first.dense_config is not None or second.dense_config is not None:
         dense = (second.dense_config or {}) | (first.dense_config or {})
     dropped = first.dropped + [dense_path(first, path) for path in second.dropped]
-    return Plan(attributes, buffers, dropped, first.config | second.config, dense)
+    factored = first.factored | {dense_path(first, path): rank for path, rank in second.factored.items()}
+    return Plan(attributes, buffers, dropped, first.config | second.config, dense, factored)
 
 
 def dense_path(plan: Plan, path: str) -> str:

@@ -61,17 +61,14 @@ class BlockwiseMasking(Masking):
         """The pruner narrowed to one block; gives the target at which all blocks so far hold the ratio exactly."""
         pruner, ratio = self.pruner, self.trainer.pruning.ratio
         names = list(itertools.chain(*list(self.parts.values())[: index + 1]))
-        counted = [name for name in names if name not in pruner.own_ratio]
-        here = [name for name in list(self.parts.values())[index] if name not in pruner.own_ratio]
-        all_weights, share = pruner.weights, ratio
+        counted = [name for name in names if name not in pruner.counts.own_ratio]
+        here = [name for name in list(self.parts.values())[index] if name not in pruner.counts.own_ratio]
+        share = ratio
         if pruner.config.scope == "global" and pruner.shape.kind != "n:m" and here:
             now, so_far = (sum(pruner.units[name] for name in some) for some in (here, counted))
             share = (round(ratio * so_far) - round(ratio * (so_far - now))) / now
-        pruner.weights = {name: all_weights[name] for name in list(self.parts.values())[index]}
-        try:
+        with pruner.only(list(self.parts.values())[index]):
             yield share
-        finally:
-            pruner.weights = all_weights
 
 
 class BlockwisePruner(AgreedPruner):
@@ -152,8 +149,8 @@ class BlockwiseRemoval(Removal):
         ConfigError: the model has no residual blocks, or nothing in them that the granularity names.
     """
 
-    def _pruner_of(self, *args: Any, **options: Any) -> BlockwisePruner:
-        return BlockwisePruner(*args, **options)
+    def _pruner_of(self, trainer: PruningTrainer) -> BlockwisePruner:
+        return BlockwisePruner(trainer.model, trainer.pruning, example_of(trainer), seed=trainer.args.seed, trial=False)
 
     @property
     def blocks(self) -> list[str]:

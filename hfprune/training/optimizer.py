@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hfprune.errors import ConfigError, ModelError
+from hfprune.lowrank.factor import of_dense_layer
 from hfprune.structure.plan import Plan
 from hfprune.structure.record import dense_path
 
@@ -61,7 +62,8 @@ class OwnOptimizer:
         """Puts the model's parameters as they are now in their groups, which get their first settings back."""
         members: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
         for name, parameter in model.named_parameters():
-            number = self.group_of.get(dense_path(plan, name))
+            place = dense_path(plan, name)
+            number = self.group_of.get(place, self.group_of.get(of_dense_layer(place)))
             if number is not None:
                 members[number].append(parameter)
         for group, saved, now in zip(

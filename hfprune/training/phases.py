@@ -128,6 +128,23 @@ class PruningState:
     teacher: str = ""
     strategy: dict[str, Any] = field(default_factory=dict)
 
+    def close(self, gradual: bool, step: int, epoch: float | None) -> None:
+        """Ends the current phase.
+
+        Args:
+            gradual: whether it pruned inside: its steps are among the records already.
+            step, epoch: how far training is, all phases counted.
+        """
+        record = self.record
+        record.epochs = round((epoch or 0.0) - self.epoch_offset, 4)
+        if not gradual:
+            self.records.append(record)
+        elif self.records:
+            last = self.records[-1]
+            last.metric, last.epochs, last.seconds = record.metric, record.epochs, record.seconds
+        self.seconds += record.seconds
+        self.step_offset, self.epoch_offset, self.done = step, epoch or self.epoch_offset, True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

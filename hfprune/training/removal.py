@@ -16,6 +16,8 @@ from torch import nn
 from hfprune.checkpoint.metadata import annotate, plan_of
 from hfprune.checkpoint.rebuild import rebuild, unchanged_on_error
 from hfprune.errors import CheckpointError, ConfigError, ModelError
+from hfprune.lowrank.pruner import RankPruner
+from hfprune.lowrank.ranks import Ranks
 from hfprune.masks import MaskSet
 from hfprune.structure.choices import Choice, Dense, by_cost, by_ratio
 from hfprune.structure.plan import Plan
@@ -53,13 +55,15 @@ class Removal:
         self.note = ""
         self.base = plan_of(trainer.model)
         self.given = {name: tuple(value.shape) for name, value in _tensors(trainer.model).items()}
-        self.pruner = self._pruner_of(
-            trainer.model, trainer.pruning, example_of(trainer), seed=trainer.args.seed, trial=False
-        )
+        self.pruner = self._pruner_of(trainer)
         self.pruner.check_reachable(self.targets()[-1])
 
-    def _pruner_of(self, *args: Any, **options: Any) -> AgreedPruner:
-        return AgreedPruner(*args, **options)
+    def _pruner_of(self, trainer: PruningTrainer) -> AgreedPruner | RankPruner:
+        given = (trainer.model, trainer.pruning, example_of(trainer))
+        if "rank" in trainer.pruning.granularities:
+            options = {"masked": list(trainer.masks), "units": AgreedPruner, "agree": _check_alike}
+            return RankPruner(*given, seed=trainer.args.seed, **options)
+        return AgreedPruner(*given, seed=trainer.args.seed, trial=False)
 
     @property
     def measured(self) -> str:
@@ -252,6 +256,11 @@ class AgreedPruner(StructuredPruner):
         self.plan, self.dense = plan, Dense(**state["dense"])
         self._kept_counts, self._tried, self._stale = dict(state["kept"]), state["tried"], True
         self._impossible_blocks = set(state["impossible_blocks"])
+
+
+def _check_alike(ranks: Ranks) -> None:
+    if len(set(gather_object([json.dumps(ranks, sort_keys=True)]))) > 1:
+        raise ModelError("the processes chose different ranks: their weights or scores differ; nothing was factored")
 
 
 def example_of(trainer: PruningTrainer) -> Any:

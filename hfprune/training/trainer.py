@@ -32,6 +32,7 @@ from hfprune.training.callbacks import (
     SaveAfterEpochEnd,
 )
 from hfprune.training.distill import DistillingTrainer
+from hfprune.training.family import export_size
 from hfprune.training.ice import IceCourse
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
@@ -274,17 +275,9 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
                 record.metric = numbers(self.recovery.metrics)
             else:
                 record.metric = numbers(self.evaluate(ignore_keys=ignore_keys))
-        record.epochs = round((self.state.epoch or 0.0) - self.progress.epoch_offset, 4)
         record.seconds = time.perf_counter() - began
-        if not phase.gradual:
-            self.progress.records.append(record)
-        elif self.progress.records:
-            last = self.progress.records[-1]
-            last.metric, last.epochs, last.seconds = record.metric, record.epochs, record.seconds
-        self.progress.seconds += record.seconds
-        self.progress.step_offset = step
-        self.progress.epoch_offset = self.state.epoch or self.progress.epoch_offset
-        self.progress.done = True
+        self.progress.close(phase.gradual, step, self.state.epoch)
+        export_size(self, phase)
 
     def _prune_to(self, target: float) -> float:
         achieved = self.method.prune_to(target)

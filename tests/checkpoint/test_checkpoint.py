@@ -386,8 +386,8 @@ def test_a_missing_file(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, lambda values: values["hfprune"].update(format_version=3))
-    expected = f"{folder}/config.json: written in format 3, and this version reads up to 2; upgrade hfprune"
+    edit(folder, lambda values: values["hfprune"].update(format_version=4))
+    expected = f"{folder}/config.json: written in format 4, and this version reads up to 3; upgrade hfprune"
     for action in (hfprune.verify, hfprune.from_pretrained, read_block):
         assert refusal(action, folder) == expected
 

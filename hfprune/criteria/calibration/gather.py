@@ -13,6 +13,7 @@ from hfprune.criteria.calibration.batches import LossFunction, batches_of
 from hfprune.criteria.calibration.flow import synaptic_flow
 from hfprune.criteria.calibration.gradients import gradient, squared_gradient
 from hfprune.criteria.calibration.inputs import activation_entropy, active_fraction, input_norm, mean_activation
+from hfprune.criteria.calibration.moments import input_moment
 from hfprune.criteria.calibration.running import Calibration, Progress
 from hfprune.criteria.calibration.second import curvature
 from hfprune.criteria.complaints import blaming
@@ -104,6 +105,7 @@ def _statistic(
         "squared_gradient": squared_gradient,
         "synaptic_flow": synaptic_flow,
         "input_norm": input_norm,
+        "input_moment": input_moment,
         "mean_activation": mean_activation,
         "active_fraction": active_fraction,
     }

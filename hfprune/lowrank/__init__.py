@@ -1,0 +1,1 @@
+"""Low rank: linear layers and convolutions as two smaller ones, from their scores to what replaces them."""
