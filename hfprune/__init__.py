@@ -28,6 +28,7 @@ _PUBLIC = {
     "run": "hfprune.pipeline",
     "similarity": "hfprune.analysis",
     "sensitivity": "hfprune.analysis",
+    "compare": "hfprune.analysis.strategies",
 }
 _MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline", "analysis")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from hfprune.cli_compare import compare
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
 
@@ -238,6 +239,9 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
     return granularity[0] if granularity and len(granularity) == 1 else granularity or None
+
+
+app.command()(compare)
 
 
 _CheckpointArgument = Annotated[str, typer.Argument(help="A checkpoint folder, or OWNER/NAME on the Hub.")]

@@ -20,7 +20,8 @@ class Schedule(StrictModel):
     """In how many steps, and how large each is (`hfprune.schedules`).
 
     Attributes:
-        kind: `one_shot`, `constant`, `geometric`, `cubic` or `hybrid`.
+        kind: `one_shot`, `constant`, `geometric`, `cubic` or `hybrid`; `auto` leaves the choice to
+            `schedules.advise`, once the model is known. Without training it is `one_shot`.
         steps: the number of steps (hybrid: after its first); 1 for one_shot, by default 5 otherwise (hybrid: 3).
         first: hybrid only: the fraction removed in the first step; by default three quarters of the ratio.
         largest_step: instead of `steps`: as many geometric steps as keep each within this fraction of what remains.
@@ -36,15 +37,15 @@ class Schedule(StrictModel):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in schedules.schedules:
-            raise ValueError(f"unknown schedule '{kind}'; {did_you_mean(kind, schedules.schedules)}")
+        if kind not in (known := [*schedules.schedules, schedules.AUTO]):
+            raise ValueError(f"unknown schedule '{kind}'; {did_you_mean(kind, known)}")
         return kind
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if self.kind == "one_shot" and (self.steps or 1) > 1:
             raise ValueError(f"steps: one_shot has one step, not {self.steps}; use geometric or constant for several")
-        if self.largest_step is not None and self.kind not in ("geometric", "hybrid"):
+        if self.largest_step is not None and self.kind not in ("geometric", "hybrid", schedules.AUTO):
             raise ValueError(f"largest_step: only for geometric and hybrid, not '{self.kind}'; use steps")
         if self.largest_step is not None and self.steps is not None:
             raise ValueError("largest_step: give either steps or largest_step, not both")
@@ -52,10 +53,19 @@ class Schedule(StrictModel):
             raise ValueError(f"first: only the hybrid schedule has a first step of its own, not '{self.kind}'")
         return self
 
+    def decided(self, kind: str) -> Schedule:
+        """This schedule with `auto` replaced."""
+        values = self.model_dump(exclude_unset=True) | {"kind": kind}
+        if kind == "one_shot":
+            values = {key: value for key, value in values.items() if key not in ("steps", "largest_step")}
+        return Schedule.model_validate(values)
+
     def targets(self, ratio: float) -> list[float]:
         """The cumulative fraction removed after each step, up to `ratio`."""
         if ratio == 0:
             return [0.0]
+        if self.kind == schedules.AUTO:
+            return [ratio]
         steps = self.steps or {"one_shot": 1, "hybrid": 3}.get(self.kind, 5)
         if self.largest_step is not None:
             first = 0.0

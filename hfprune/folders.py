@@ -28,7 +28,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
         return
     before = Recipe.parse(load_yaml(path.read_text(encoding="utf-8"))).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
-    for key, old, new in _differences(before, now):
+    for key, old, new in differences(before, now):
         if not key.startswith("output."):
             raise ConfigError(
                 f"{key}: {new!r} now, but the run in '{folder}' was begun with {old!r}; "
@@ -36,11 +36,12 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """The keys whose values differ in two sections of plain values, each with both."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for part in [*before, *(k for k in now if k not in before)]:
-            found += _differences(before.get(part), now.get(part), f"{key}.{part}" if key else part)
+            found += differences(before.get(part), now.get(part), f"{key}.{part}" if key else part)
         return found
     return [] if before == now else [(key, before, now)]
 

@@ -51,7 +51,7 @@ DENSE_FILE = "dense.json"
 
 
 @dataclass
-class _Job:
+class Job:
     """Everything that a recipe names, opened and checked."""
 
     recipe: Recipe
@@ -106,7 +106,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     whole = not (resume and (last or (folder / DENSE_FOLDER).is_dir()))
     began = time.perf_counter()
     with emissions(follow=whole and PartialState().is_main_process) as spent:
-        dense_metric = _train_dense(job, resume)
+        dense_metric = train_dense(job, resume)
         dense = copy.deepcopy(job.model).cpu()
         if last is not None and PartialState().is_main_process:
             console.print(f"resuming from {last}", highlight=False)
@@ -124,7 +124,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
 
 
-def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
+def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
     """Opens the data and the model and checks that all parts of the recipe fit; nothing is trained or written."""
     folder = Path(recipe.output.folder)
     if folder.is_file():
@@ -144,16 +144,18 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> _Job:
     if recipe.baseline is not None:
         keys = recipe_keys(recipe.training, recipe.baseline)
         with nothing_made(folder / DENSE_FOLDER, keys):
-            rehearse(_trainer(loaded, data, metrics, _dense_arguments(recipe, metrics)), keys)
+            rehearse(make_trainer(loaded, data, metrics, _dense_arguments(recipe, metrics)), keys)
     keys = recipe_keys(recipe.training)
     with nothing_made(folder / DENSE_FOLDER, keys):
-        trainer = _trainer(
+        trainer = make_trainer(
             loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning, recipe.output.push_every_step
         )
         rehearse(trainer, keys)
     if console is not None:
         trainer.tell = partial(console.print, markup=False, highlight=False)
-    return _Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
+    if trainer.choice and trainer.is_world_process_zero():
+        (console or Console()).print(trainer.choice, markup=False, highlight=False)
+    return Job(recipe, folder, loaded.model, loaded, data, metrics, trainer, console or Console())
 
 
 def _arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
@@ -172,15 +174,17 @@ def _dense_arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
     return training_arguments(folder, recipe.training, recipe.baseline, **watched)
 
 
-def _trainer(
+def make_trainer(
     loaded: LoadedModel,
     data: PreparedData,
     metrics: Metrics,
     arguments: TrainingArguments,
     pruning: PruningConfig | None = None,
     push_every_step: bool = False,
+    kind: type[PruningTrainer] = PruningTrainer,
 ) -> PruningTrainer:
-    return PruningTrainer(
+    """A trainer of a recipe's parts; `kind` is its class."""
+    return kind(
         model=loaded.model,
         args=arguments,
         train_dataset=data.train,
@@ -198,7 +202,7 @@ def _trainer(
 # ---- dense ---------------------------------------------------------------------------------------------------------
 
 
-def _train_dense(job: _Job, resume: bool) -> dict[str, float]:
+def train_dense(job: Job, resume: bool) -> dict[str, float]:
     """The dense model's metrics, after training it where the recipe has a baseline; a finished one is taken up."""
     folder = job.folder / DENSE_FOLDER
     if job.recipe.baseline is None:
@@ -207,7 +211,7 @@ def _train_dense(job: _Job, resume: bool) -> dict[str, float]:
         state = from_pretrained(folder, job.model if _is_own(job.model) else None).state_dict()
         job.model.load_state_dict(state)
         return json.loads((folder / DENSE_FILE).read_text(encoding="utf-8"))["metric"]
-    trainer = _trainer(job.loaded, job.data, job.metrics, _dense_arguments(job.recipe, job.metrics))
+    trainer = make_trainer(job.loaded, job.data, job.metrics, _dense_arguments(job.recipe, job.metrics))
     last = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     metric = numbers(trainer.evaluate())
@@ -230,7 +234,7 @@ def _is_own(model: nn.Module) -> bool:
 
 
 def _report(
-    job: _Job, dense: nn.Module, dense_metric: dict[str, float], pruned_metric: dict[str, float]
+    job: Job, dense: nn.Module, dense_metric: dict[str, float], pruned_metric: dict[str, float]
 ) -> dict[str, Any]:
     trainer, model = job.trainer, job.model
     before, after = _measure_both(job, dense.to(next(model.parameters()).device), model)
@@ -244,7 +248,8 @@ def _report(
         **({"strategy": trainer.course.report()} if trainer.course is not None else {}),
         **_sizes(job, dense, dense_metric),
         **_conditions(job),
-        "recipe": job.recipe.model_dump(mode="json"),
+        "recipe": job.recipe.model_copy(update={"pruning": trainer.pruning}).model_dump(mode="json"),
+        **({"schedule_choice": trainer.choice} if trainer.choice else {}),
         "main_metric": job.metrics.main,
         "greater_is_better": job.metrics.greater_is_better,
         "base_model": job.loaded.base_model,
@@ -254,7 +259,7 @@ def _report(
     }
 
 
-def _lineage(job: _Job) -> dict[str, Any]:
+def _lineage(job: Job) -> dict[str, Any]:
     """Where the model and its data come from, as a card says it."""
     origin = dict(job.loaded.origin)
     if is_on_hub(job.recipe.data.name):
@@ -263,7 +268,7 @@ def _lineage(job: _Job) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _sizes(job: _Job, dense: nn.Module, metric: dict[str, float]) -> dict[str, Any]:
+def _sizes(job: Job, dense: nn.Module, metric: dict[str, float]) -> dict[str, Any]:
     """The members of an exported family, measured."""
     if job.recipe.pruning.export_sizes is None:
         return {}
@@ -271,7 +276,7 @@ def _sizes(job: _Job, dense: nn.Module, metric: dict[str, float]) -> dict[str, A
     return {"sizes": measured_sizes(job.trainer, dense, metric, _is_own(dense), job.example(), batches)}
 
 
-def _conditions(job: _Job) -> dict[str, Any]:
+def _conditions(job: Job) -> dict[str, Any]:
     """How a language model was evaluated, without which a perplexity says nothing."""
     length = job.data.facts.get("block_size")
     if length is None:
@@ -285,7 +290,7 @@ def _conditions(job: _Job) -> dict[str, Any]:
     return {"evaluation": {"sequence_length": length, "stride": length, "dtype": dtype}}
 
 
-def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measurement, Measurement]:
+def _measure_both(job: Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measurement, Measurement]:
     """Dense and pruned in turns, so that what else the machine does falls on both; the quicker of two turns counts."""
     example = job.example()
     sizes = tuple(job.recipe.output.batch_sizes)
@@ -293,7 +298,7 @@ def _measure_both(job: _Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measu
     return tuple(min(turns, key=lambda m: sum(m.latency_ms.values())) for turns in zip(*rounds, strict=True))
 
 
-def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
+def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
         output, tokens = job.recipe.output, job.loaded.processing_class
@@ -313,7 +318,7 @@ def _write(job: _Job, report: dict[str, Any], dense: nn.Module) -> None:
         write_card(side, report, name=job.folder.resolve().name, template=job.recipe.output.template)
 
 
-def _prove(job: _Job, folder: Path, dense: nn.Module) -> None:
+def _prove(job: Job, folder: Path, dense: nn.Module) -> None:
     """Loads the saved model and compares every tensor, bit for bit, and what it answers.
 
     Answers may round differently: kernels look at how tensors lie in memory.

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
+from hfprune.grid import Grid
 from hfprune.secrets import key_of_token
 from hfprune.strict import StrictModel, one_line
 
@@ -134,7 +135,8 @@ class OutputSection(StrictModel):
 
 class Recipe(StrictModel):
     """A whole run. `baseline` trains the dense model first: TrainingArguments fields, `epochs` among them, that replace
-    those of `training` for that part. `training` holds any TrainingArguments field by its own name.
+    those of `training` for that part. `training` holds any TrainingArguments field by its own name. `compare` says what
+    `hfprune compare` runs; a single run takes no notice of it.
 
     Example:
         >>> recipe = Recipe.from_yaml("recipes/vit_hybrid.yaml", overrides=["pruning.target.ratio=.7"])
@@ -148,6 +150,7 @@ class Recipe(StrictModel):
     pruning: PruningConfig
     training: dict[str, Any] = Field(default_factory=dict)
     output: OutputSection
+    compare: Grid | None = None
 
     @field_validator("baseline")
     @classmethod

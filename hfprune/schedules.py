@@ -13,6 +13,13 @@ from collections.abc import Callable
 from hfprune.errors import ConfigError
 from hfprune.registry import Registry
 
+AUTO = "auto"
+"""Stands for the schedule that `advise` names, once the model is known."""
+LARGE_RATIO = 0.8
+LONG_PHASE = 10.0
+"""Epochs that the first phase may take from which on a hybrid schedule is advised. Our own number: the source only says
+that its first phase is long (a patience of 200 epochs)."""
+
 schedules: Registry[Callable[[float, int], list[float]]] = Registry("schedule")
 
 
@@ -118,3 +125,33 @@ def steps_for(ratio: float, largest_step: float, *, first: float = 0.0) -> int:
     while geometric_rate(ratio - first, steps) > largest_step + 1e-12:
         steps += 1
     return steps
+
+
+def advise(family: str, ratio: float, phase: float, *, removal: bool = False) -> tuple[str, str]:
+    """The schedule that the findings of "One Shot vs. Iterative" speak for, and why.
+
+    Args:
+        family: `convolutional`, `transformer`, `language` (a transformer over words) or `other`.
+        ratio: the fraction that goes in the end.
+        phase: how long the first phase may fine-tune, in epochs.
+        removal: whether units are removed, rather than weights held at zero.
+
+    Returns:
+        The schedule's kind, and the reason as the end of a sentence.
+    """
+    if family == "convolutional" and ratio < LARGE_RATIO and not removal:
+        return "one_shot", f"below {LARGE_RATIO:.0%} one step was found best for convolutional networks"
+    if family == "language":
+        return "geometric", "language models were found to lose much in a single large step already at small ratios"
+    if family == "convolutional" and ratio >= LARGE_RATIO:
+        found = f"at {LARGE_RATIO:.0%} and above small steps were found better than one for convolutional networks"
+    elif removal:
+        found = "where units are removed, small steps were found better than one"
+    elif family == "transformer":
+        found = "for transformers small steps were found better than one"
+    else:
+        found = "nothing was found for such a model, and small steps risk less"
+    if phase >= LONG_PHASE:
+        return "hybrid", f"{found}, and a first phase of {phase:g} epochs is long enough for the hybrid's large step"
+    short = f"a first phase of {phase:g} epochs is too short (below {LONG_PHASE:g}) for the hybrid's large step"
+    return "geometric", f"{found}, and {short}"

@@ -75,6 +75,14 @@ def progress() -> Iterator[Any]:
     """A bar on the error output of a terminal; what it gives is told of every step."""
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    task = bar.add_task("", total=None)
+
+    def tell(words: str, done: int, total: int) -> None:
+        bar.start()  # not before: what runs until then may have a bar of its own
+        bar.update(task, description=words, completed=done, total=total)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()

@@ -78,7 +78,10 @@ def test_what_is_wrong_is_said_in_one_line(values, said):
     ("values", "said"),
     [
         ({"schedule": {"kind": "constant", "steps": 3}}, "pruning.schedule: the strategy ice has one step a block"),
-        ({"granularity": "layer"}, "pruning.granularity: the strategy ice prunes inside blocks, which 'layer' does not"),
+        (
+            {"granularity": "layer"},
+            "pruning.granularity: the strategy ice prunes inside blocks, which 'layer' does not",
+        ),
         ({"granularity": "channel", "target": {"latency": 0.5}}, "pruning.target.latency: what one block takes"),
         ({"granularity": "channel", "per_layer": [0.5, 0.5]}, "pruning.per_layer: a list has no meaning"),
         ({"strategy": "ise"}, "pruning.strategy.kind: input should be 'ice', not 'ise'"),

@@ -62,7 +62,7 @@ class ImageRows(torch.utils.data.Dataset):
         self.augment = augment
         self.mirror = mirror
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.first_epoch = 0
         self._mean = torch.tensor(shape.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(shape.std).view(1, -1, 1, 1)
 
@@ -70,8 +70,9 @@ class ImageRows(torch.utils.data.Dataset):
         return len(self.labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader when an epoch begins."""
-        self.epoch = epoch
+        """Called by the data loader when an epoch begins; of several trainings, one after another, each counts on from
+        `first_epoch`."""
+        self.epoch = self.first_epoch + epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):

@@ -114,6 +114,7 @@ class PruningState:
         seconds: of training so far.
         teacher: a hash of the model that teaches, where one does.
         strategy: what the strategy found out before the first step.
+        scored: batches seen for scores so far.
     """
 
     phase: int = 0
@@ -127,6 +128,7 @@ class PruningState:
     seconds: float = 0.0
     teacher: str = ""
     strategy: dict[str, Any] = field(default_factory=dict)
+    scored: int = 0
 
     def close(self, gradual: bool, step: int, epoch: float | None) -> None:
         """Ends the current phase.

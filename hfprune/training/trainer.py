@@ -31,6 +31,7 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
+from hfprune.training.choice import decide
 from hfprune.training.distill import DistillingTrainer
 from hfprune.training.family import export_size
 from hfprune.training.ice import IceCourse
@@ -46,9 +47,8 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
-    as it is. A phase lasts as `pruning.recovery` says, or else as long as `args` say. Optimizer and scheduler are new
-    in every phase, masked weights stay zero whatever the optimizer, each phase ends on its best evaluated weights.
-    Structural granularities make the model smaller before each phase.
+    as it is. A phase lasts as `pruning.recovery` says, or else `args`. Optimizer and scheduler are new in every phase,
+    masked weights stay zero whatever the optimizer, removals come before a phase, which ends on its best weights.
 
     Example:
         >>> trainer = PruningTrainer(
@@ -66,7 +66,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
 
     Attributes:
         masks: what is held at zero.
-        steps: one `StepRecord` a pruning step.
+        steps: one `StepRecord` a pruning step; `choice`: what the schedule `auto` became, and why.
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the length of training; before any training.
@@ -88,7 +88,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             refuse_torch_prune(model)
         super().__init__(model, args, *others, **kwargs)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
-        self.base_model, self.push_every_step = base_model, push_every_step
+        self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
         check_pushing(self)
         self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
@@ -123,6 +123,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         return self.method.pruner
 
     def _prepare_pruning(self) -> None:
+        self.pruning, self.choice = decide(self.pruning, self.model, self.args, self.train_dataset)
         config = self.pruning
         self.method = method_of(self)
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
@@ -339,8 +340,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
                 setattr(self.args, name, value)
 
     def _forget_preparation(self) -> None:
-        """An evaluation before training marks the model as prepared, and accelerate would then wrap nothing more: no
-        mixed precision, no compilation, no DDP."""
+        """Takes off the mark of an evaluation, for which accelerate would wrap nothing: no mixed precision, no DDP."""
         vars(self.model).pop("_is_accelerate_prepared", None)
 
     def _phase_trains(self, phase: Phase) -> bool:

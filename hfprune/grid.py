@@ -1,0 +1,233 @@
+"""Grid: which schedules, ratios and criteria a comparison runs, over which seeds, and how long each run fine-tunes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from hfprune import schedules
+from hfprune.config import PruningConfig
+from hfprune.errors import ConfigError
+from hfprune.registry import did_you_mean
+from hfprune.strict import StrictModel, one_line
+
+Epochs = Annotated[float, Field(ge=0)]
+
+
+class Grid(StrictModel):
+    """The recipe's `compare:` section: every schedule at every ratio with every criterion, each with every seed.
+
+    Attributes:
+        schedules: names of schedules.
+        ratios: the fractions that go of what the recipe's target measures, each in (0, 1).
+        criteria: names, or maps as in `pruning.criterion`; by default the recipe's own.
+        seeds: how many; the first is `training.seed`, the others follow it.
+        steps: the pruning steps of the iterative schedules; the hybrid's large first one is among them.
+        largest_step: instead of `steps`: as many geometric steps as keep each within this fraction of what remains; the
+            other iterative schedules take as many, the hybrid as few as its own steps need.
+        budget: epochs of fine-tuning a run, over all its steps; several are compared one beside another.
+        patience: instead: every step fine-tunes until so many evaluations brought nothing.
+    """
+
+    schedules: list[str] = Field(default_factory=lambda: ["one_shot", "constant", "geometric", "hybrid"])
+    ratios: list[float] = Field(default_factory=lambda: [0.5, 0.7, 0.8, 0.88, 0.92, 0.96])
+    criteria: list[str | dict[str, Any]] | None = None
+    seeds: Annotated[int, Field(ge=1)] = 3
+    steps: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    largest_step: Annotated[float, Field(ge=1e-3, lt=1)] | None = None
+    budget: Epochs | list[Epochs] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("schedules")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name == schedules.AUTO:
+                raise ValueError("auto picks one of the others; name those to compare")
+            if name not in schedules.schedules:
+                raise ValueError(f"unknown schedule '{name}'; {did_you_mean(name, schedules.schedules)}")
+        return _some(names)
+
+    @field_validator("ratios")
+    @classmethod
+    def _fractions(cls, ratios: list[float]) -> list[float]:
+        for ratio in ratios:
+            if not 0 < ratio < 1:
+                hint = f"; {ratio:g} % is {ratio / 100:g}" if 1 < ratio < 100 else ""
+                raise ValueError(f"{ratio:g} must be the fraction that goes, between 0 and 1{hint}")
+        return sorted(_some(ratios))
+
+    @field_validator("criteria", "budget")
+    @classmethod
+    def _not_empty(cls, values: Any) -> Any:
+        return _some(values) if isinstance(values, list) else values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Grid:
+        if self.budget is not None and self.patience is not None:
+            raise ValueError("patience: give either budget or patience, not both")
+        if self.steps is not None and self.largest_step is not None:
+            raise ValueError("largest_step: give either steps or largest_step, not both")
+        return self
+
+    @property
+    def budgets(self) -> list[float | None]:
+        """The budgets in epochs; None alone where patience ends the steps."""
+        return sorted(self.budget) if isinstance(self.budget, list) else [self.budget]
+
+    def cells(self, pruning: PruningConfig, first_seed: int) -> list[Cell]:
+        """Every run of the grid, seed by seed, so that an early end leaves all strategies alike.
+
+        Args:
+            pruning: the recipe's section, of which schedule, target, criterion and recovery's length are replaced.
+            first_seed: the recipe's.
+
+        Raises:
+            ConfigError: the recipe says neither a budget nor a patience, or a strategy does not fit the rest of it.
+        """
+        if pruning.strategy is not None:
+            raise ConfigError("pruning.strategy: ice has one step a block, and so no schedule to compare; leave it out")
+        patience = self.patience
+        if self.budget is None and patience is None:
+            patience = pruning.recovery.patience
+            if patience is None:
+                raise ConfigError("compare.budget: missing; say how many epochs of fine-tuning a run may take in all "
+                                  "(--budget 10), or when a step ends (--patience 2)")  # fmt: skip
+        seeds = range(first_seed, first_seed + self.seeds)
+        criteria = self.criteria or [pruning.criterion]
+        cells = [
+            Cell(kind, ratio, criterion, seed, budget, patience, self._pruning(pruning, kind, ratio, criterion))
+            for seed, budget, ratio, criterion, kind in product(
+                seeds, self.budgets, self.ratios, criteria, self.schedules
+            )
+        ]
+        return list({cell.key: cell for cell in cells}.values())
+
+    def _pruning(self, base: PruningConfig, kind: str, ratio: float, criterion: Any) -> PruningConfig:
+        schedule: dict[str, Any] = {"kind": kind}
+        if kind != "one_shot":
+            schedule |= self._steps(kind, ratio)
+        measured = base.target.kind if base.target is not None else "ratio"
+        target = {measured: ratio if measured == "ratio" else round(1 - ratio, 9)}
+        values = base.model_dump(exclude_unset=True) | {"criterion": criterion, "target": target, "schedule": schedule}
+        try:
+            return PruningConfig.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(one_line(error, "pruning")) from error
+
+    def _steps(self, kind: str, ratio: float) -> dict[str, int]:
+        """So many steps for a schedule; a hybrid's are counted without its first."""
+        if self.largest_step is None:
+            return {"steps": (self.steps or 4) - (kind == "hybrid")}
+        first = 0.75 * ratio if kind == "hybrid" else 0.0
+        return {"steps": schedules.steps_for(ratio, self.largest_step, first=first)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        schedule, ratio, criterion, seed: what it is run with.
+        budget: epochs of fine-tuning in all; None where patience ends every step.
+        patience: evaluations without improvement that end a step; one, or one a step.
+        pruning: what all that is for the recipe, its length of recovery apart.
+    """
+
+    schedule: str
+    ratio: float
+    criterion: str | dict[str, Any]
+    seed: int
+    budget: float | None
+    patience: int | list[int] | None
+    pruning: PruningConfig
+
+    @property
+    def criterion_words(self) -> str:
+        """The criterion with its parameters."""
+        if isinstance(self.criterion, str):
+            return self.criterion
+        more = [f"{key}={value}" for key, value in self.criterion.items() if key != "name"]
+        return " ".join([self.criterion["name"], *more])
+
+    @property
+    def length_words(self) -> str:
+        """How long it fine-tunes."""
+        return f"{self.budget:g} epochs" if self.budget is not None else f"patience {self.patience}"
+
+    @property
+    def words(self) -> str:
+        """The run for a person."""
+        return f"{self.criterion_words} {self.schedule} {self.ratio:.4g}, {self.length_words}, seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """The name of the run's folder: the same for the same run, and for no other of the same model and data."""
+        facts = [self.pruning.model_dump(mode="json", exclude_defaults=True), self.seed, self.budget, self.patience]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        length = f"{self.budget:g}ep" if self.budget is not None else "patience"
+        return f"{self.pruning.criterion_name}-{self.schedule}-{self.ratio:g}-{length}-seed{self.seed}-{digest}"
+
+    def shares(self, steps: int) -> list[float]:
+        """The part of the budget that each of so many steps gets: alike, but half of it for the hybrid's first."""
+        if self.schedule == "hybrid" and steps > 1:
+            return [0.5, *[0.5 / (steps - 1)] * (steps - 1)]
+        return [1 / steps] * steps
+
+    def lengths(self, steps: int, updates_per_epoch: int) -> list[int]:
+        """Optimizer steps a pruning step, exactly the budget in all.
+
+        Raises:
+            ConfigError: the budget leaves a pruning step without any.
+        """
+        total = round(self.budget * updates_per_epoch)
+        ends, reached = [0], 0.0
+        for share in self.shares(steps):
+            reached += share
+            ends.append(round(reached * total))
+        lengths = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+        if total and not min(lengths):
+            raise ConfigError(
+                f"compare.budget: {self.budget:g} epochs are {total} optimizer steps, too few for the {steps} pruning "
+                f"steps of {self.schedule}; give more, or fewer compare.steps"
+            )
+        return lengths
+
+
+def _some(values: list) -> list:
+    """The values, each once; a ValueError where there are none."""
+    if not values:
+        raise ValueError("an empty list says nothing; give at least one")
+    kept: list = []
+    for value in values:
+        if value not in kept:
+            kept.append(value)
+    return kept
+
+
+def overrides_of(
+    schedules: str | None = None,
+    ratios: str | None = None,
+    criteria: str | None = None,
+    budget: str | None = None,
+    patience: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+) -> list[str]:
+    """Overrides of a recipe's `compare:` section from the command line's options; lists have commas.
+
+    Of two keys that exclude each other the one that is given takes the place of the recipe's.
+    """
+    lists = {"schedules": schedules, "ratios": ratios, "criteria": criteria, "budget": budget}
+    said = {key: f"[{text}]" for key, text in lists.items() if text is not None}
+    numbers = {"patience": patience, "seeds": seeds, "steps": steps}
+    said |= {key: str(number) for key, number in numbers.items() if number is not None}
+    for one, other in (("budget", "patience"), ("patience", "budget"), ("steps", "largest_step")):
+        if one in said and other not in said:
+            said[other] = "null"
+    return [f"compare.{key}={text}" for key, text in said.items()]
