@@ -92,6 +92,8 @@ class Grid(StrictModel):
         """
         if pruning.strategy is not None:
             raise ConfigError("pruning.strategy: ice has one step a block, and so no schedule to compare; leave it out")
+        if pruning.export_sizes is not None:
+            raise ConfigError("pruning.export_sizes: says the targets itself, as compare.ratios does; leave it out")
         patience = self.patience
         if self.budget is None and patience is None:
             patience = pruning.recovery.patience

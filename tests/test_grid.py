@@ -103,6 +103,8 @@ def test_what_a_strategy_needs_is_said():
         cells({})
     with pytest.raises(ConfigError, match="pruning.strategy: ice has one step a block"):
         cells({"budget": 1}, strategy="ice", granularity="channel")
+    with pytest.raises(ConfigError, match="pruning.export_sizes: says the targets itself"):
+        cells({"budget": 1}, target=None, granularity="rank", export_sizes=[0.8, 0.5])
     with pytest.raises(ConfigError, match="target.ratio: 2:4 removes 0.5, not 0.8"):
         cells({"budget": 1, "ratios": [0.8]}, granularity="2:4")
     with pytest.raises(ConfigError, match="compare.budget: 0.02 epochs are 2 optimizer steps, too few for the 4"):
