@@ -11,11 +11,11 @@ from hfprune.errors import DataError, ModelError
 
 @contextmanager
 def blaming(name: str) -> Iterator[None]:
-    """Puts the criterion's name before what is wrong with its data."""
+    """Puts the criterion's name before what is wrong with its data, where that names no key itself."""
     try:
         yield
     except (DataError, ModelError) as error:
-        if str(error).startswith("pruning."):
+        if str(error).startswith(("pruning.", "data:")):
             raise
         raise type(error)(f"pruning.criterion: '{name}': {error}") from error
 

@@ -251,6 +251,10 @@ def test_every_criterion_that_fits_can_be_compared(name, granularity):
         with pytest.raises(ConfigError, match=f"'{name}' scores whole"):
             hfprune.similarity(tiny.build(), [name], **given)
         return
+    if criteria[name].of_components:
+        with pytest.raises(ConfigError, match=f"'{name}' scores the components of factored weights"):
+            hfprune.similarity(tiny.build(), [name], **given)
+        return
     if name == "sparsegpt":
         with pytest.raises(ConfigError, match="'sparsegpt' (has no scores|prunes single weights)"):
             hfprune.similarity(tiny.build(), [name], **given)

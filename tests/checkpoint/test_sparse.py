@@ -229,7 +229,7 @@ def test_a_newer_format_is_not_guessed_at(tmp_path, load):
     config = json.loads((tmp_path / "config.json").read_text())
     config["hfprune"]["format_version"] = 9
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="written in format 9, and this version reads up to 2; upgrade hfprune"):
+    with pytest.raises(CheckpointError, match="written in format 9, and this version reads up to 3; upgrade hfprune"):
         load(tmp_path)
     with pytest.raises(CheckpointError, match="written in format 9"):
         convert(tmp_path, tmp_path / "new", sparse=False)

@@ -146,7 +146,7 @@ def test_missing_data():
     assert refusal(MLP(), None, ConfigError) == (
         "pruning.criterion: 'taylor' scores by gradients and needs data; give data, or use 'l1'"
     )
-    assert refusal(MLP(), [], DataError) == "the calibration data holds no batch"
+    assert refusal(MLP(), [], DataError) == "pruning.criterion: 'taylor': the calibration data holds no batch"
     assert refusal(MLP(), 3, DataError) == "data: expected a batch or an iterable of batches, not int"
 
 
@@ -232,6 +232,7 @@ def test_half_precision_statistics_are_kept_in_single(criterion):
     assert {value.dtype for (value,) in found.values()} <= {torch.float32, torch.float64}
     assert all(value.isfinite().all() for (value,) in found.values())
     granularity = "channel" if criteria[criterion].of_units else "weight"
+    granularity = "rank" if criteria[criterion].of_components else granularity
     report = hfprune.prune(model, PruningConfig(criterion=criterion, granularity=granularity, target=0.5), batch)
     assert report.pruned
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
