@@ -165,6 +165,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as room:
             found = measure(case, options.size * 1e9, options.runs, Path(room))
         for what, sparse, dense, ratio, bound, good in rows(case, found):
+            print(f"{name}, {what}: {sparse} beside {dense}, {ratio}", file=sys.stderr, flush=True)
             table.add_row(name if what == "bytes" else "", what, sparse, dense, ratio, bound)
             kept &= good
         table.add_section()
