@@ -6,9 +6,8 @@ import math
 import warnings
 
 from hfprune.config import PruningConfig
-from hfprune.criteria.complaints import and_more
 from hfprune.criteria.layerwise import Goal, shares
-from hfprune.errors import ConfigError
+from hfprune.errors import ConfigError, and_more
 from hfprune.granularity import Granularity
 from hfprune.masks import MaskSet
 from hfprune.weights import Weight, pattern_for

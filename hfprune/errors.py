@@ -27,3 +27,8 @@ class TrainingDiverged(HfpruneError, RuntimeError):
 
 class NotReachable(HfpruneError, OSError):
     """Something lies on the Hub or goes there, and the Hub could not be reached or refused."""
+
+
+def and_more(names: list[str]) -> str:
+    """What stands behind the first of several names."""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -16,10 +16,10 @@ from hfprune.config import PruningConfig
 from hfprune.counts import Counts
 from hfprune.criteria import check_granularity, create
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of, gather
-from hfprune.criteria.complaints import and_more, warn_of_equal
+from hfprune.criteria.complaints import warn_of_equal
 from hfprune.criteria.criterion import WITHOUT_DATA
 from hfprune.criteria.visit import visit
-from hfprune.errors import ConfigError, ModelError
+from hfprune.errors import ConfigError, ModelError, and_more
 from hfprune.granularity import parse_granularity
 from hfprune.masks import MaskSet
 from hfprune.originals import Originals

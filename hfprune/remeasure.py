@@ -13,6 +13,7 @@ from hfprune.analysis.setting import open_setting
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.data.builtin import builtin
 from hfprune.errors import CheckpointError
+from hfprune.hub.card import RECIPE_FILE, REPORT_FILE
 from hfprune.hub.reach import looks_like_path
 from hfprune.metrics import metrics
 from hfprune.recipe import Recipe
@@ -78,7 +79,7 @@ def remeasure(folder: Path, recipe: Path | None = None) -> Remeasured:
     name, recorded = report.get("main_metric"), (report.get("pruned") or {}).get("metric") or {}
     if not isinstance(recorded.get(name), int | float):
         return Remeasured(why_not="the report holds no metric")
-    path = recipe or folder / "recipe.yaml"
+    path = recipe or folder / RECIPE_FILE
     if not path.is_file():
         return Remeasured(why_not="there is no recipe.yaml that says the data; give --recipe FILE")
     given = Recipe.from_yaml(path)
@@ -112,7 +113,7 @@ def _is_own(name: str) -> bool:
 
 
 def _report(folder: Path) -> dict[str, Any] | None:
-    path = folder / "pruning_report.json"
+    path = folder / REPORT_FILE
     if not path.is_file():
         return None
     try:

@@ -45,12 +45,12 @@ def convert(folder: str | Path, output: str | Path, *, sparse: bool, tell: Tell 
             written; `output` is then as it was. Folders inside `folder`, such as the dense baseline, are not copied.
     """
     folder, output = Path(folder), Path(output)
-    if not sparse and is_factored(folder):
-        return merge_folder(folder, output)
     if output.resolve() == folder.resolve():
         raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
     refuse_pickles(folder)
     foreign = find_foreign(folder)
+    if foreign is None and not sparse and is_factored(folder):
+        return merge_folder(folder, output)
     if foreign is None:
         if tell is not None:
             tell("checking", 0, 0)

@@ -8,7 +8,6 @@ and `NAME_mask`, whose product it is. The parts of a tensor may lie in different
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from hfprune.checkpoint.bitmask import check_mask, expand
-from hfprune.checkpoint.metadata import BLOCK, imported_block, record
+from hfprune.checkpoint.metadata import BLOCK, imported_block, read_config, record
 from hfprune.checkpoint.tensors import INDEX_FILE, Shape, opened, tensor_files, write_index, write_json
 from hfprune.errors import CheckpointError
 
@@ -218,13 +217,4 @@ def _named(folder: Path, name: str, way: Any, *parts: Any) -> Any:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} can't be read: it holds no map")
-    return config
+    return read_config(folder) if (folder / "config.json").is_file() else {}

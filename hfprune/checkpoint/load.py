@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from hfprune.checkpoint.foreign import LEGACY, Foreign, find_foreign
-from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, is_timm, plan_of, read_block
+from hfprune.checkpoint.metadata import BLOCK, MARKER, as_dense, is_timm, plan_of, read_block, read_config
 from hfprune.checkpoint.rebuild import fitted, rebuild, unchanged_on_error
 from hfprune.checkpoint.tensors import header, read_all, tensor_files
 from hfprune.checkpoint.verify import verify
-from hfprune.errors import CheckpointError
+from hfprune.errors import CheckpointError, and_more
 from hfprune.hub.reach import folder_of
 from hfprune.structure.plan import Plan
 
@@ -54,7 +53,7 @@ def from_pretrained(
     block = read_block(folder)
     if check:
         verify(folder).raise_if_bad(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     if "model_type" in config and not (isinstance(model, nn.Module) and is_timm(model)):
         return _transformers_class(config, folder, model).from_pretrained(folder, **options).eval()
     if model is None:
@@ -135,6 +134,5 @@ def _fill(module: nn.Module, folder: Path) -> None:
     # A tied tensor stands in the file under one of its names.
     wrong += [f"'{n}' is missing" for n, v in state.items() if n not in tensors and v.data_ptr() not in filled]
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise CheckpointError(f"'{folder}' does not fit {type(module).__name__}: {wrong[0]}{more}")
+        raise CheckpointError(f"'{folder}' does not fit {type(module).__name__}: {wrong[0]}{and_more(wrong)}")
     module.load_state_dict(tensors, strict=False)

@@ -11,7 +11,6 @@ from hfprune.checkpoint.files import side_folder
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import block_of, plan_of, read_block, with_format
 from hfprune.checkpoint.save import save_pretrained
-from hfprune.errors import CheckpointError
 from hfprune.lowrank.factor import factored_layers, merged, put
 from hfprune.structure.plan import Plan
 
@@ -63,8 +62,6 @@ def merge_folder(folder: str | Path, output: str | Path) -> Path:
         CheckpointError: the folder is not such a checkpoint, or the files could not be written.
     """
     folder, output = Path(folder), Path(output)
-    if output.resolve() == folder.resolve():
-        raise CheckpointError(f"'{output}' is the folder that is read; give another one to write to")
     model = from_pretrained(folder)
     merge(model)
     with side_folder(output) as side:
@@ -75,8 +72,6 @@ def merge_folder(folder: str | Path, output: str | Path) -> Path:
 
 def is_factored(folder: str | Path) -> bool:
     """Whether a checkpoint holds factored layers."""
-    if not (Path(folder) / "config.json").is_file():
-        return False
     block = read_block(folder) or {}
     return bool((block.get("plan") or {}).get("factored"))
 

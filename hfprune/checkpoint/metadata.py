@@ -237,11 +237,11 @@ def _has_config(model: nn.Module) -> bool:
     return hasattr(getattr(model, "config", None), "save_pretrained")
 
 
-def read_block(folder: str | Path) -> dict[str, Any] | None:
-    """The block of a checkpoint folder, or None where its config.json has none.
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The values of a checkpoint's config.json.
 
     Raises:
-        CheckpointError: there is no config.json, it can't be read, or its format is newer than this version reads.
+        CheckpointError: it is not there, or can't be read.
     """
     path = Path(folder) / "config.json"
     try:
@@ -252,8 +252,17 @@ def read_block(folder: str | Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} can't be read: it holds no map")
-    block = values.get(BLOCK)
-    return None if block is None else check_block(block, str(path))
+    return values
+
+
+def read_block(folder: str | Path) -> dict[str, Any] | None:
+    """The block of a checkpoint folder, or None where its config.json has none.
+
+    Raises:
+        CheckpointError: there is no config.json, it can't be read, or its format is newer than this version reads.
+    """
+    block = read_config(folder).get(BLOCK)
+    return None if block is None else check_block(block, str(Path(folder) / "config.json"))
 
 
 def as_dense(block: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from hfprune.bits import mask_hash
 from hfprune.checkpoint.metadata import read_block
 from hfprune.checkpoint.tensors import read_zeros, tensor_files
-from hfprune.errors import CheckpointError
+from hfprune.errors import CheckpointError, and_more
 from hfprune.hub.reach import folder_of
 
 
@@ -57,8 +57,8 @@ class Verification:
     def raise_if_bad(self, folder: str | Path) -> None:
         """Raises a CheckpointError that names the first tensor that does not match."""
         if self.problems:
-            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-            raise CheckpointError(f"'{folder}' does not match its metadata: {self.problems[0]}{more}")
+            found = f"{self.problems[0]}{and_more(self.problems)}"
+            raise CheckpointError(f"'{folder}' does not match its metadata: {found}")
 
     def words(self) -> str:
         """What was found, for a person, where all is well."""

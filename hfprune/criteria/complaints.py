@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hfprune.errors import DataError, ModelError
+from hfprune.errors import DataError, ModelError, and_more
 
 
 @contextmanager
@@ -32,8 +32,3 @@ def warn_of_equal(name: str, alike: list[str]) -> None:
     """
     where = f"'{alike[0]}'{and_more(alike)}, whose scores are all equal"
     warnings.warn(f"pruning.criterion: '{name}' tells nothing apart in {where}", stacklevel=6)
-
-
-def and_more(names: list[str]) -> str:
-    """What stands behind the first of several names."""
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

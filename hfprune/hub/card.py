@@ -14,10 +14,10 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import ValidationError
 
 from hfprune.checkpoint.files import write_text
-from hfprune.checkpoint.metadata import read_block
+from hfprune.checkpoint.metadata import read_block, read_config
 from hfprune.config import PruningConfig
 from hfprune.errors import CheckpointError, ConfigError
-from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines, read_config
+from hfprune.hub.loading import Kind, architecture, kind_of, loading_lines
 from hfprune.hub.metadata import base_model, card_data, data_name, is_local, section
 from hfprune.hub.validation import check_card
 from hfprune.hub.words import code, fence, method, removed, trained_first

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hfprune.checkpoint.metadata import read_block
+from hfprune.checkpoint.metadata import read_block, read_config
 from hfprune.errors import CheckpointError
-from hfprune.hub.loading import loading_lines, read_config
+from hfprune.hub.loading import loading_lines
 from hfprune.hub.reach import folder_of
 from hfprune.report.tables import sparsity_table
 

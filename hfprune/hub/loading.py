@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from hfprune.checkpoint.metadata import MARKER
 from hfprune.checkpoint.remote_code import auto_classes
-from hfprune.errors import CheckpointError
 
 Kind = Literal["transformers", "timm", "module"]
 _TIMM = "timm_wrapper"
@@ -18,24 +16,6 @@ _COMPANIONS = {
     "tokenizer_config.json": ("tokenizer", "AutoTokenizer"),
     "preprocessor_config.json": ("processor", "AutoImageProcessor"),
 }
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The values of a checkpoint's config.json.
-
-    Raises:
-        CheckpointError: it is not there, or can't be read.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"'{folder}' is not a checkpoint: it holds no config.json") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} can't be read: it holds no map")
-    return values
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:

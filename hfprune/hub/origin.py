@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import metadata_load
+
+from hfprune.checkpoint.metadata import read_config
+from hfprune.errors import CheckpointError
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
@@ -54,7 +56,6 @@ def _is_word(value: Any) -> bool:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(folder)
+    except CheckpointError:
         return {}
-    return values if isinstance(values, dict) else {}

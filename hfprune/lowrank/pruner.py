@@ -138,13 +138,7 @@ class RankPruner:
 
     def targets(self) -> list[float]:
         """As `StructuredPruner.targets`."""
-        target = self.config.target
-        if target.fraction is not None:
-            return self.config.targets()
-        dense = getattr(self.dense, target.kind)
-        if target.absolute() >= dense:
-            raise ConfigError(f"pruning.target.{target.kind}: the dense model has {dense:.4g}, less than that already")
-        return self.config.schedule.targets(1 - target.absolute() / dense)
+        return self.dense.targets(self.config)
 
     def group_sizes(self) -> dict[str, tuple[int, int]]:
         """Group or layer to its units or components in the dense model and now; a dense layer has all of its own."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
 from hfprune.profiling import measure
 from hfprune.structure.candidates import candidates
@@ -38,6 +39,20 @@ class Dense:
     params: float = 0.0
     macs: float = 0.0
     latency: float | None = None
+
+    def targets(self, config: PruningConfig) -> list[float]:
+        """The cumulative fraction gone after each step; an absolute target becomes a fraction of the dense model.
+
+        Raises:
+            ConfigError: the target is more than the dense model has.
+        """
+        target = config.target
+        if target.fraction is not None:
+            return config.targets()
+        dense = getattr(self, target.kind)
+        if target.absolute() >= dense:
+            raise ConfigError(f"pruning.target.{target.kind}: the dense model has {dense:.4g}, less than that already")
+        return config.schedule.targets(1 - target.absolute() / dense)
 
 
 @dataclass

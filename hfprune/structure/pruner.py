@@ -114,14 +114,9 @@ class StructuredPruner:
             ConfigError: the target is more than the dense model has.
         """
         target = self.config.target
-        if target.fraction is not None:
-            return self.config.targets()
-        if target.kind == "latency" and self.dense.latency is None:
+        if target.fraction is None and target.kind == "latency" and self.dense.latency is None:
             self.dense.latency = milliseconds(self)
-        dense = getattr(self.dense, target.kind)
-        if target.absolute() >= dense:
-            raise ConfigError(f"pruning.target.{target.kind}: the dense model has {dense:.4g}, less than that already")
-        return self.config.schedule.targets(1 - target.absolute() / dense)
+        return self.dense.targets(self.config)
 
     @property
     def costs(self) -> Costs:
