@@ -4,15 +4,64 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from hfprune.checkpoint.files import write_text
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.hub.card import RECIPE_FILE, REPORT_FILE
 from hfprune.recipe import Recipe, load_yaml
+
+LOCK_FILE = ".run.lock"
+"""Held by the run that is at work in a folder."""
+
+
+@contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone holds a lock for the time of the block; that of an ended process is free.
+
+    Args:
+        path: the lock's file.
+        wait: until it is free.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise CheckpointError(f"output.folder: can't write to '{path.parent}': {error.strerror}") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder for the time of the block; of an ended process nothing is left that would.
+
+    Raises:
+        ConfigError: another run is at work there.
+        CheckpointError: the folder can't be written to.
+    """
+    path = folder / LOCK_FILE
+    with claimed(path) as mine:
+        # One that goes takes its file along: what was locked in that moment keeps nobody else out.
+        if not (mine and path.exists()):
+            raise ConfigError(f"output.folder: another run is at work in '{folder}'; wait for it, or name another one")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
 
 
 def ended_run(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -67,6 +116,6 @@ def _move_aside(folder: Path) -> Path:
     aside.mkdir(parents=True)
     # The report goes first: what is left when this is interrupted does not look like a run that has ended.
     for path in sorted(folder.iterdir(), key=lambda p: p.name != REPORT_FILE):
-        if path.name != "previous":
+        if path.name not in ("previous", LOCK_FILE):
             shutil.move(path, aside / path.name)
     return aside

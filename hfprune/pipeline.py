@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from hfprune.config import PruningConfig
 from hfprune.data import PreparedData, open_data, prepare
 from hfprune.data.sources import is_on_hub
 from hfprune.errors import CheckpointError, ConfigError, NotReachable
-from hfprune.folders import clear_way, ended_run
+from hfprune.folders import clear_way, ended_run, reserved
 from hfprune.hub.card import RECIPE_FILE, REPORT_FILE, check_template, write_card
 from hfprune.hub.push import open_repo, push_to_hub
 from hfprune.metrics import Metrics, metrics_for
@@ -44,6 +45,7 @@ from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
+from hfprune.training.world import check_world
 
 DENSE_FOLDER = "dense"
 DENSE_FILE = "dense.json"
@@ -98,6 +100,16 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     if recipe.output.push_to_hub and PartialState().is_main_process:
         # Whoever may not write there learns it before the training, not after it.
         open_repo(recipe.output.push_to_hub, recipe.output.private, recipe.output.revision)
+    with reserved(folder) if PartialState().is_main_process else nullcontext():
+        _carry_out(job, resume)
+    if PartialState().is_main_process:
+        _push(recipe, console)
+    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+
+
+def _carry_out(job: Job, resume: bool) -> None:
+    """All that takes time, and all that is written."""
+    recipe, folder, console = job.recipe, job.folder, job.console
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             clear_way(folder, recipe, resume, console)
@@ -119,9 +131,6 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
         _write(job, report, dense)
         _show(report, console, folder)
     PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        _push(recipe, console)
-    return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
 
 
 def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
@@ -133,6 +142,7 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
         check_template(recipe.output.template)
     metrics = metrics_for(recipe.data.metrics, recipe.data.task)
     arguments = _arguments(recipe, metrics)
+    check_world(arguments)
     if recipe.baseline is not None:
         _dense_arguments(recipe, metrics)
     raw = open_data(recipe.data, arguments.seed)

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 import hfprune
 from hfprune import Recipe
 from hfprune.errors import CheckpointError, ConfigError
+from hfprune.folders import reserved
 from hfprune.pipeline import run
 from tests.support.cards import load_as_the_card_says
 
@@ -392,3 +393,11 @@ def test_a_strategy_stands_in_report_and_card(tmp_path):
     card = (folder / "README.md").read_text()
     assert "| 1 timm_model.blocks.0 |" in card and "ICE: " in card and "of 1 steps were fine-tuned" in card
     assert run_recipe(folder, resume=True, baseline={"epochs": 1}, pruning=pruning | {"schedule": "one_shot"}) == report
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    with reserved(folder), pytest.raises(ConfigError, match="output.folder: another run is at work in"):
+        run_recipe(folder)
+    assert not list(folder.iterdir())
+    run_recipe(folder)

@@ -1,5 +1,4 @@
-"""Runs of a grid: each from the same dense model, in the same order of the data, its cost counted; claimed by one
-process at a time."""
+"""Runs of a grid: each from the same dense model, in the same order of the data, its cost counted."""
 
 from __future__ import annotations
 
@@ -8,12 +7,10 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
@@ -174,26 +171,3 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if version > FORMAT_VERSION:
         raise CheckpointError(f"'{path}' was written by a newer version in format {version}")
     return result
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone holds a lock for the time of the block; that of an ended process is free.
-
-    Args:
-        path: the lock's file.
-        wait: until it is free.
-    """
-    lock = FileLock(path, timeout=-1 if wait else 0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise CheckpointError(f"output.folder: can't write to '{path.parent}': {error.strerror}") from error
-    try:
-        yield True
-    finally:
-        lock.release()

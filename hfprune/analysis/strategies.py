@@ -18,10 +18,10 @@ from torch.utils.data import Subset
 from transformers import TrainingArguments
 
 from hfprune.analysis.comparison import Comparison
-from hfprune.analysis.runs import claimed, read_result, run_cell, trainer_of, updates_per_epoch
+from hfprune.analysis.runs import read_result, run_cell, trainer_of, updates_per_epoch
 from hfprune.checkpoint.files import write_text
 from hfprune.errors import CheckpointError, ConfigError
-from hfprune.folders import differences
+from hfprune.folders import claimed, differences
 from hfprune.grid import Cell, Grid
 from hfprune.hub.card import RECIPE_FILE
 from hfprune.pipeline import Job, make_trainer, prepare_run, train_dense

@@ -41,6 +41,7 @@ from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import PublishingTrainer, check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
 from hfprune.training.state import load_state, save_state
+from hfprune.training.world import check_world
 
 
 class PruningTrainer(DistillingTrainer, PublishingTrainer):
@@ -87,6 +88,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if model is not None:
             refuse_torch_prune(model)
         super().__init__(model, args, *others, **kwargs)
+        check_world(self.args)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
         check_pushing(self)

@@ -10,11 +10,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import hfprune
-from hfprune.analysis import runs, strategies
+from hfprune.analysis import strategies
 from hfprune.analysis.strategies import compare
 from hfprune.cli import app
 from hfprune.data.images import ImageRows
 from hfprune.errors import ConfigError, TrainingDiverged
+from hfprune.folders import claimed
 from hfprune.recipe import Recipe
 from hfprune.training.trainer import PruningTrainer
 from tests.test_pipeline import quiet, recipe_values
@@ -130,7 +131,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(copied):
     held, free = sorted(results(copied))[:2]
     for key in (held, free):
         (copied / "runs" / key / "result.json").unlink()
-    with runs.claimed(copied / ".locks" / held) as mine:
+    with claimed(copied / ".locks" / held) as mine:
         assert mine
         found = compare(recipe(copied), wait=False, console=quiet())
     assert (len(found.runs), found.planned) == (7, 8)
@@ -140,9 +141,9 @@ def test_a_run_that_another_process_holds_is_left_to_it(copied):
 
 
 def test_a_lock_is_held_by_one_alone(tmp_path):
-    with runs.claimed(tmp_path / "lock") as first, runs.claimed(tmp_path / "lock") as second:
+    with claimed(tmp_path / "lock") as first, claimed(tmp_path / "lock") as second:
         assert first and not second
-    with runs.claimed(tmp_path / "lock") as again:
+    with claimed(tmp_path / "lock") as again:
         assert again
 
 
