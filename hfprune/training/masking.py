@@ -87,6 +87,11 @@ class Masking:
         masks = self.trainer.masks
         return {"target_sparsity": target, "sparsity": masks.zeros / max(1, masks.numel)}
 
+    def layers(self) -> dict[str, float]:
+        """What a step logs of every layer: the fraction of its weights that is zero."""
+        found = self.trainer.masks.sparsity().items()
+        return {f"sparsity/{name}": sparsity.zeros / max(1, sparsity.numel) for name, sparsity in found}
+
     def words(self, achieved: float) -> str:
         """What is gone, for a person."""
         return f"{achieved:.1%} pruned"

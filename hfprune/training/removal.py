@@ -124,6 +124,11 @@ class Removal:
         named = {"units_gone": facts["units_gone"], "params": facts["params"], "macs": facts["macs"]}
         return {f"target_{self.measured}_gone": target, f"{self.measured}_gone": achieved, **named}
 
+    def layers(self) -> dict[str, float]:
+        """What a step logs of every group: the fraction of its units that is gone."""
+        sizes = self.pruner.group_sizes().items()
+        return {f"removed/{name}": 1 - after / max(1, before) for name, (before, after) in sizes}
+
     def words(self, achieved: float) -> str:
         """What is gone, for a person."""
         pruner = self.pruner

@@ -31,10 +31,12 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
+from hfprune.training.checks import check_fits
 from hfprune.training.choice import decide
 from hfprune.training.distill import DistillingTrainer
 from hfprune.training.family import export_size
 from hfprune.training.ice import IceCourse
+from hfprune.training.logs import RunCallbacks, step_logs
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
 from hfprune.training.progress import PhaseProgress, tell
@@ -89,6 +91,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             refuse_torch_prune(model)
         super().__init__(model, args, *others, **kwargs)
         check_world(self.args)
+        self.callback_handler = RunCallbacks.of(self.callback_handler)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
         check_pushing(self)
@@ -129,11 +132,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         config = self.pruning
         self.method = method_of(self)
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
-        self._check_lengths()
-        if config.recovery.patience is not None and self.eval_dataset is None:
-            raise ConfigError("pruning.recovery.patience: needs an eval_dataset to watch; or give epochs alone")
-        if self.pruner.needs_data and self.train_dataset is None:
-            raise ConfigError(f"pruning.criterion: '{config.criterion_name}' needs a train_dataset; or use 'l1'")
+        check_fits(self)
         self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
         self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
         if self.eval_dataset is not None:
@@ -145,21 +144,6 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
         if "movement" in self.pruner.criterion.statistics:
             self.callback_handler.callbacks.insert(0, MovementCallback(self))
-
-    def _check_lengths(self) -> None:
-        """Refuses a gradual schedule that training is too short for."""
-        phase = self.phases[0]
-        if not phase.gradual or self.train_dataset is None:
-            return
-        with self._phase_arguments(phase):
-            length = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        needed = len(phase.gradual) * phase.every
-        if needed >= length:
-            fitting = max(1, (length - 1) // len(phase.gradual))
-            raise ConfigError(
-                f"pruning.schedule.every: {phase.every} can't reach the target: {len(phase.gradual)} steps need more "
-                f"than {needed} optimizer steps, and training has {length}; use every: {fitting}, or train longer"
-            )
 
     # ---- the way through the phases -----------------------------------------------------------------------------
 
@@ -183,6 +167,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             self._forget_preparation()
             return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         folder = self.find_checkpoint(resume_from_checkpoint)
+        self.callback_handler.begin_run(self.args, self.state, self.control)
         self._begin(folder, ignore_keys_for_eval)
         outputs: list[TrainOutput] = []
         while self.progress.phase < len(self.phases):
@@ -196,6 +181,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if self.progress.reached < len(last.gradual):
             short = f"{self.achieved:.1%} pruned, before the schedule reached {last.target:.1%}"
             warnings.warn(f"training ended at {short}", stacklevel=2)
+        self.callback_handler.end_run(self.args, self.state, self.control)
         metrics = dict(outputs[-1].metrics) if outputs else {}
         losses = [output.training_loss for output in outputs]
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, metrics)
@@ -238,7 +224,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         outputs, course = [], self.course
         # A phase that is taken up was being fine-tuned.
         wanted = course is None or folder is not None or course.fine_tunes(phase, self.progress.record)
-        with self._phase_arguments(phase), course.fine_tuning() if course else nullcontext():
+        with self.phase_arguments(phase), course.fine_tuning() if course else nullcontext():
             if wanted and self._phase_trains(phase):
                 self.reset_for_phase()
                 self._began = began
@@ -279,13 +265,14 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             else:
                 record.metric = numbers(self.evaluate(ignore_keys=ignore_keys))
         record.seconds = time.perf_counter() - began
+        self.log(step_logs(record))
         self.progress.close(phase.gradual, step, self.state.epoch)
         export_size(self, phase)
 
     def _prune_to(self, target: float) -> float:
         achieved = self.method.prune_to(target)
-        if self.state.epoch is not None or self.state.global_step:
-            self.log(self.method.logs(target, achieved))
+        self.log({"phase": self.progress.phase + 1, **self.method.logs(target, achieved)})
+        self.callback_handler.log_layers(self.args, self.state, self.control, self.method.layers)
         return achieved
 
     def prune_inside(self, target: float) -> None:
@@ -319,7 +306,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
     # ---- one phase of Trainer's own loop ------------------------------------------------------------------------
 
     @contextmanager
-    def _phase_arguments(self, phase: Phase) -> Iterator[None]:
+    def phase_arguments(self, phase: Phase) -> Iterator[None]:
         """The arguments as the phase needs them; put back afterwards."""
         changed: dict[str, Any] = {"load_best_model_at_end": False}
         if phase.epochs is not None:
