@@ -254,6 +254,7 @@ def _report(
         "pruned": {"metric": pruned_metric, **after.to_dict()},
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
+        **({"collapses": trainer.progress.collapses} if trainer.progress.collapses else {}),
         **trainer.method.report(),
         **({"strategy": trainer.course.report()} if trainer.course is not None else {}),
         **_sizes(job, dense, dense_metric),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from hfprune.errors import Terminated
+from hfprune.stopping import requested
 from hfprune.training.optimizer import check_live
 
 if TYPE_CHECKING:
@@ -65,6 +67,33 @@ class GradualCallback(TrainerCallback):
             return
         if state.global_step - trainer.progress.step_offset >= (reached + 1) * phase.every:
             trainer.prune_inside(phase.gradual[reached])
+
+
+class StopCallback(TrainerCallback):
+    """Answers SIGTERM with a checkpoint after the running optimizer step, then ends the process.
+
+    Several processes stop after the same step: one that has the signal names the next but one, which no other can have
+    finished by then, since each step waits for the gradients of all.
+    """
+
+    KEY = "hfprune/stop"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size == 1:
+            stops = requested()
+        else:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            if requested():
+                store.compare_set(self.KEY, "", str(state.global_step + 2))
+            stops = store.check([self.KEY]) and state.global_step >= int(store.get(self.KEY))
+        self.stops = stops
+        control.should_save = control.should_save or stops
+
+    stops = False
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        if self.stops:
+            raise Terminated
 
 
 class SaveAfterEpochEnd(TrainerCallback):

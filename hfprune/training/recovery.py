@@ -66,6 +66,11 @@ class RecoveryCallback(TrainerCallback):
         else:
             self.waited += 1
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the metric has not improved for as long as patience goes."""
+        return self.patience is not None and self.waited >= self.patience
+
     def _better(self, value: float, than: float, by: float) -> bool:
         return value > than + by if self.greater_is_better else value < than - by
 
@@ -74,7 +79,7 @@ class RecoveryCallback(TrainerCallback):
         if not (self.active and self._in_phase and self.monitor in metrics):
             return
         self.observe(metrics, model, state.global_step)
-        if self.patience is not None and self.waited >= self.patience:
+        if self.exhausted:
             control.should_training_stop = True
 
     _in_phase = False

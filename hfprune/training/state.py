@@ -46,6 +46,8 @@ def save_state(trainer: PruningTrainer, folder: Path) -> None:
         save_file(unshared(recovery.weights), folder / BEST_FILE)
     if trainer.history:
         save_file({name: value.contiguous() for name, value in trainer.history.items()}, folder / HISTORY_FILE)
+    if trainer.guard is not None:
+        trainer.guard.save(folder)
     write_text(folder / STATE_FILE, json.dumps(values, indent=2) + "\n")
 
 
@@ -89,5 +91,7 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
     device = trainer.args.device
     trainer.history = {name: value.to(device) for name, value in trainer.history.items()}
     trainer.progress = PruningState.from_dict(values["state"])
+    if trainer.guard is not None:
+        trainer.guard.load(folder)
     best = load_file(folder / BEST_FILE) if (folder / BEST_FILE).is_file() else None
     return best

@@ -33,6 +33,7 @@ from hfprune.training.callbacks import (
 )
 from hfprune.training.checks import check_fits
 from hfprune.training.choice import decide
+from hfprune.training.collapse import Guard
 from hfprune.training.distill import DistillingTrainer
 from hfprune.training.family import export_size
 from hfprune.training.ice import IceCourse
@@ -100,6 +101,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
         self.course: IceCourse | None = None
+        self.guard: Guard | None = None
         if block := block_of(self.model):
             # A pruned model stays pruned, whatever is trained.
             self.masks = masks_from_block(self.model, block).bind(self.model)
@@ -139,6 +141,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
             self.add_callback(self.recovery)
+        self.guard = Guard(self) if config.recovery.max_drop is not None else None
         self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
@@ -173,7 +176,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         while self.progress.phase < len(self.phases):
             outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
             folder = None
-            if self.progress.phase + 1 == len(self.phases):
+            if self.progress.ended or self.progress.phase + 1 == len(self.phases):
                 break
             self.progress.phase += 1
             self.progress.done = False
@@ -196,22 +199,29 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if folder is None:
             if self.course is not None:
                 self.course.begin(ignore_keys)
+            if self.guard is not None:
+                self.guard.begin(ignore_keys)
             return
         weights = load_state(self, Path(folder))
-        self.phases = phases_of(self.pruning, self.method.targets(), self.method.blocks)
+        targets = self.progress.targets or self.method.targets()
+        self.phases = phases_of(self.pruning, targets, self.method.blocks)
         if self.progress.record is not None:
             # Loading looks at what the model says of itself.
             self.method.annotate(self.achieved)
-        if self.progress.done:
+        if self.recovery is not None:
+            patience = self.phases[self.progress.phase].patience
+            self.recovery.load(self.progress.best, weights, patience)
+        if self.progress.done or self._out_of_patience():
             self._load_from_checkpoint(folder)
             self.state = type(self.state).load_from_json(str(Path(folder) / "trainer_state.json"))
             self.state.is_world_process_zero = self.is_world_process_zero()
             self.state.is_local_process_zero = self.is_local_process_zero()
             self.method.annotate(self.achieved)
         self.masks.bind(self.model)
-        if self.recovery is not None:
-            patience = self.phases[self.progress.phase].patience
-            self.recovery.load(self.progress.best, weights, patience)
+
+    def _out_of_patience(self) -> bool:
+        """Whether the phase that was taken up would have ended with the evaluation before its checkpoint."""
+        return self.recovery is not None and self.recovery.exhausted
 
     def _run_phase(self, folder: str | None, trial: Any, ignore_keys: list[str] | None) -> list[TrainOutput]:
         phase = self.phases[self.progress.phase]
@@ -224,6 +234,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         outputs, course = [], self.course
         # A phase that is taken up was being fine-tuned.
         wanted = course is None or folder is not None or course.fine_tunes(phase, self.progress.record)
+        wanted = wanted and not (folder is not None and self._out_of_patience())
         with self.phase_arguments(phase), course.fine_tuning() if course else nullcontext():
             if wanted and self._phase_trains(phase):
                 self.reset_for_phase()
@@ -231,10 +242,16 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
                 outputs.append(super().train(folder, trial, ignore_keys))
                 # What trained on is in the model's own memory now, also where a wrapper held it.
                 self.masks.bind(self.model).clean()
+                if folder is not None:  # what was said of the model before its weights were loaded
+                    self.method.annotate(self.achieved)
             self._close_phase(phase, began, ignore_keys)
+            stands = self.guard is None or self.guard.check()
+            if stands:
+                export_size(self, phase)
             if self.args.save_strategy != "no":
                 self.save_without_optimizer(trial)
-            self.push_step(phase)
+            if stands:
+                self.push_step(phase)
         return outputs
 
     def _open_phase(self, phase: Phase, ignore_keys: list[str] | None) -> None:
@@ -267,7 +284,6 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         record.seconds = time.perf_counter() - began
         self.log(step_logs(record))
         self.progress.close(phase.gradual, step, self.state.epoch)
-        export_size(self, phase)
 
     def _prune_to(self, target: float) -> float:
         achieved = self.method.prune_to(target)
