@@ -131,7 +131,7 @@ class Recovery(StrictModel):
     def _consistent(self) -> Recovery:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("steps: give either epochs or steps, not both")
-        if self.max_drop is None and "on_collapse" in self.model_fields_set:
+        if self.max_drop is None and self.on_collapse != "rollback":
             raise ValueError("on_collapse: nothing collapses without a max_drop; give one, or leave it out")
         for name in ("epochs", "steps", "patience", "learning_rate"):
             if getattr(self, name) == []:
