@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -40,10 +39,10 @@ from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
 from hfprune.report.tables import comparison_table, removed_table, sizes_table, steps_table, strategy_sentence
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
+from hfprune.training.checkpoints import clear, last_checkpoint
 from hfprune.training.family import measured_sizes
 from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
-from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 from hfprune.training.world import check_world
 
@@ -220,6 +219,8 @@ def train_dense(job: Job, resume: bool) -> dict[str, float]:
     if resume and (folder / DENSE_FILE).is_file():
         state = from_pretrained(folder, job.model if _is_own(job.model) else None).state_dict()
         job.model.load_state_dict(state)
+        if PartialState().is_main_process:
+            clear(folder)  # what a kill left
         return json.loads((folder / DENSE_FILE).read_text(encoding="utf-8"))["metric"]
     trainer = make_trainer(job.loaded, job.data, job.metrics, _dense_arguments(job.recipe, job.metrics))
     last = last_checkpoint(folder) if resume else None
@@ -231,8 +232,7 @@ def train_dense(job: Job, resume: bool) -> dict[str, float]:
             folder / DENSE_FILE,
             json.dumps({"metric": metric, "optimizer_steps": trainer.state.global_step}, indent=2) + "\n",
         )
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        clear(folder)
     return metric
 
 

@@ -107,18 +107,20 @@ def ended(number: int) -> int | None:
 
 def wait(number: int, until: float, folder: Path | None) -> int | None:
     """Waits for a process until a moment, or until files are being written in a folder; its exit code, if it ended."""
+    before = writes(folder) if folder is not None else set()
     while (code := ended(number)) is None and time.perf_counter() < until:
-        if folder is not None and writes(folder):
+        if folder is not None and (now := writes(folder)) - before:
             break
+        before = now if folder is not None else before
         time.sleep(0.0005)
     return code
 
 
-def writes(folder: Path) -> bool:
-    """Whether a folder holds something half written or half moved."""
+def writes(folder: Path) -> set[str]:
+    """What a folder holds half written or half moved."""
     places = [folder, folder / "dense"]
-    found = [entry.name for place in places if place.is_dir() for entry in os.scandir(place)]
-    return any(name.startswith((SIDE, ".replaced-")) for name in found)
+    found = {entry.path for place in places if place.is_dir() for entry in os.scandir(place)}
+    return {path for path in found if Path(path).name.startswith((SIDE, ".replaced-"))}
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -137,9 +139,9 @@ def same(found: tuple, expected: tuple) -> bool:
     return alike and found[1] == expected[1]
 
 
-def moment(folder: Path, log: Path) -> str:
-    """What a killed process was doing."""
-    if writes(folder):
+def moment(folder: Path, log: Path, before: set[str]) -> str:
+    """What a killed process was doing; `before` is what its predecessor left half done."""
+    if writes(folder) - before:
         return "saving"
     lines = [line for line in log.read_text().splitlines() if line.startswith(("dense training", "phase "))]
     if not lines:
@@ -177,7 +179,7 @@ def campaign(name: str, kills: int, chance: random.Random, place: Path, console:
     killed = False
     while tally.kills < kills or killed:
         last = tally.kills >= kills  # what was killed last is still to go on
-        began, started = time.perf_counter(), time.time()
+        began, started, before = time.perf_counter(), time.time(), writes(folder)
         number = life(values, folder, log)
         until = began + (600 if last else chance.uniform(0, length))
         if not last and chance.random() < 1 / 3:  # a moment to let it get under way, then the next writing
@@ -192,7 +194,7 @@ def campaign(name: str, kills: int, chance: random.Random, place: Path, console:
             if os.WIFSIGNALED(status):
                 tally.survived += killed
                 tally.kills, killed = tally.kills + 1, True
-                tally.moments[moment(folder, log)] += 1
+                tally.moments[moment(folder, log, before)] += 1
                 tally.lost += time.time() - max(started, inspect(folder, tally))
                 continue
             code = os.waitstatus_to_exitcode(status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from hfprune.errors import CheckpointError, TrainingDiverged
 from hfprune.grid import Cell
 from hfprune.pipeline import Job, make_trainer
 from hfprune.training.arguments import training_arguments
+from hfprune.training.checkpoints import clear, last_checkpoint
 from hfprune.training.progress import PhaseProgress
-from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 
 FORMAT_VERSION = 1
@@ -149,8 +148,7 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
     if keep and not reason:
         save_pretrained(trainer.model, folder, trainer.masks, trainer.processing_class)
     write_text(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    clear(folder)
     return result
 
 

@@ -15,6 +15,7 @@ from hfprune.checkpoint.tensors import tensor_files
 from hfprune.errors import CheckpointError
 
 SIDE = ".writing-"
+_GOING = ".removing-"
 _REPLACED = ".replaced-"
 
 
@@ -40,8 +41,9 @@ def set_right(folder: Path) -> None:
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             replaced.rename(original)
-    for half in folder.glob(f"{SIDE}*"):
-        shutil.rmtree(half, ignore_errors=True)
+    for prefix in (SIDE, _GOING):
+        for half in folder.glob(f"{prefix}*"):
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -97,7 +99,21 @@ def retain(folder: Path, limit: int | None, newest: str, best: str | None) -> No
     # What can't be read back takes nobody's place.
     rest = sorted((path for path in found if path.name not in kept), key=is_whole)
     for path in rest[: max(0, len(found) - max(limit, len(kept)))]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def clear(folder: Path) -> None:
+    """Removes all checkpoints, of a run that needs none any more."""
+    for path in _in_order(folder):
+        _remove(path)
+    set_right(folder)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint; a kill on the way leaves none that looks like one."""
+    going = path.with_name(f"{_GOING}{path.name}")
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _in_order(folder: Path) -> list[Path]:
