@@ -41,6 +41,7 @@ from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
 from hfprune.training.checkpoints import clear, last_checkpoint
 from hfprune.training.family import measured_sizes
+from hfprune.training.logs import part_runs
 from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
 from hfprune.training.trainer import PruningTrainer
@@ -226,6 +227,7 @@ def train_dense(job: Job, resume: bool) -> dict[str, float]:
     last = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     metric = numbers(trainer.evaluate())
+    part_runs(trainer.callback_handler)
     if PartialState().is_main_process:
         save_pretrained(job.model, folder, processing_class=job.loaded.processing_class)
         write_text(
