@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import ConfigError
-from hfprune.report.tables import is_fraction
+from hfprune.report.tables import is_fraction, short_paths
 from hfprune.strategy import Drop, Ice
 from hfprune.training.phases import Phase, StepRecord
 from hfprune.training.progress import shown, tell
@@ -124,7 +124,8 @@ class IceCourse:
             record.learning_rate = self.rate(phase)
             record.frozen = len(self.found.get("frozen", ()))
         does = f"fine-tuned at {record.learning_rate:.3g}" if record.fine_tuned else "left as it is"
-        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {phase.block}: "
+        block = short_paths([other.block for other in trainer.phases])[phase.number - 1]
+        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {block}: "
                       f"{trainer.method.words(record.achieved)}{words}; {does}")  # fmt: skip
         return record.fine_tuned
 
