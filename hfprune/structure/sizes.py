@@ -41,22 +41,27 @@ def argument_changes(walk: Walk, gone: np.ndarray, already: np.ndarray) -> dict[
     changes: dict[str, Changes] = defaultdict(lambda: defaultdict(set))
     for node in walk.graph.nodes:
         if node.op == "call_function":
+            own = changes[module_path(node)]
             for before, after in _argument_sizes(walk, node, gone, already):
-                changes[module_path(node)][before].add(after)
+                own[before].add(after)
     return changes
 
 
 def shape_changes(walk: Walk, gone: np.ndarray, already: np.ndarray) -> dict[str, Changes]:
     """Module path to the sizes of all tensors that its code handles, before (`already`) and after the cut."""
     changes: dict[str, Changes] = defaultdict(lambda: defaultdict(set))
+    sizes: dict[Node, list[tuple[int, int]]] = {}
     for node in walk.graph.nodes:
         if node.op != "call_function":
             continue
-        inputs = [walk.values.get(n) for n in node.all_input_nodes]
-        for value in (*inputs, walk.values.get(node)):
+        own = changes[module_path(node)]
+        for handled in (*node.all_input_nodes, node):
+            value = walk.values.get(handled)
             if isinstance(value, Value):
-                for before, after in zip(new_shape(value, already), new_shape(value, gone), strict=True):
-                    changes[module_path(node)][before].add(after)
+                if handled not in sizes:
+                    sizes[handled] = list(zip(new_shape(value, already), new_shape(value, gone), strict=True))
+                for before, after in sizes[handled]:
+                    own[before].add(after)
     return changes
 
 
