@@ -137,6 +137,7 @@ def ways(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "ICE without freezing": ice | {"freeze": False},
         "ICE without the rate": ice | {"rate": False},
         "the trigger alone": OFF | {"trigger": options.trigger},
+        "the trigger alone, tuned": OFF | {"trigger": options.trigger, "tune": tune},
         "freezing alone": OFF | {"freeze": options.freeze},
         "the rate alone": OFF | {"rate": rate},
     }
