@@ -92,9 +92,10 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
         return percent(value) if share else _number(value)
 
     by_block = any(step.get("block") for step in steps)
+    blocks = short_paths([step.get("block", "") for step in steps])
     rows = [
         (
-            f"{number} {step.get('block', '')}".strip(),
+            f"{number} {block}".strip(),
             percent(step.get("target")),
             percent(step.get("achieved")),
             show(before),
@@ -103,13 +104,22 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
             UNKNOWN if step.get("epochs") is None else f"{step['epochs']:g}",
             UNKNOWN if step.get("seconds") is None else f"{step['seconds']:.1f}",
         )
-        for number, (step, (before, after)) in enumerate(zip(steps, values, strict=True), start=1)
+        for number, (step, block, (before, after)) in enumerate(zip(steps, blocks, values, strict=True), start=1)
     ]
     words = title(name)
     measured = next((step.get("measured", "ratio") for step in steps), "ratio")
     target = "target" if measured == "ratio" else f"target, {GONE[measured]}"
     columns = ("step", target, "reached", f"{words}, pruned", f"{words}, fine-tuned")
     return Rows((*columns, *(["learning rate"] if by_block else []), "epochs", "seconds"), rows)
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Module paths without the parts that all begin with; two parts stay, such as `layer.3`."""
+    parts = [path.split(".") for path in paths]
+    common = 0
+    while parts and all(len(p) > common + 2 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return [".".join(p[common:]) for p in parts]
 
 
 def strategy_sentence(report: Mapping[str, Any]) -> str | None:

