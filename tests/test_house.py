@@ -13,7 +13,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports only from its own level or a lower one.
 LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets"), 1),
-    **dict.fromkeys(("strict", "granularity", "target", "config", "strategy", "grid", "recipe", "schedules"), 2),
+    **dict.fromkeys(
+        ("strict", "granularity", "target", "config", "strategy", "methods", "grid", "recipe", "schedules"), 2
+    ),
     **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
     **dict.fromkeys(("counts", "pruner", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),

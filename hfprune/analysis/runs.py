@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from hfprune.analysis.methods import Scale, fitted
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.errors import CheckpointError, TrainingDiverged
@@ -86,7 +87,7 @@ def trainer_of(job: Job, dense: nn.Module, cell: Cell, folder: Path, updates: in
         folder: of its checkpoints.
         updates: optimizer steps of one epoch.
     """
-    pruning = cell.pruning
+    pruning = fitted(cell, dense)
     if cell.budget is not None:
         lengths = cell.lengths(len(pruning.targets()), updates)
         recovery = pruning.recovery.model_dump(exclude_unset=True, exclude={"epochs", "patience"}) | {"steps": lengths}
@@ -101,7 +102,15 @@ def trainer_of(job: Job, dense: nn.Module, cell: Cell, folder: Path, updates: in
     return make_trainer(loaded, job.data, metrics, arguments, pruning, kind=GridTrainer)
 
 
-def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, Any], keep: bool, tell: Tell) -> dict:
+def run_cell(
+    trainer: GridTrainer,
+    cell: Cell,
+    folder: Path,
+    facts: dict[str, Any],
+    keep: bool,
+    tell: Tell,
+    scale: Scale | None = None,
+) -> dict[str, Any]:
     """Runs one cell and writes its result; goes on from a checkpoint where an interruption left one.
 
     Args:
@@ -111,6 +120,7 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
         facts: what the result says of the grid.
         keep: save the pruned model too.
         tell: told of every optimizer step.
+        scale: weighs the model that is left, where methods are compared.
 
     Returns:
         The result, as `RESULT_FILE` holds it. A run whose loss stopped being a number has no value but the reason.
@@ -147,6 +157,7 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
         },
         "targets": [step.target for step in steps],
         **facts,
+        **_of_method(cell, trainer, scale if not reason else None),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if keep and not reason:
@@ -155,6 +166,22 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[str, Any]:
+    """What a result says of its method, and of the model that is left."""
+    if cell.method is None:
+        return {}
+    said = {
+        "method": cell.method.name,
+        "kind": cell.method.kind,
+        "granularity": trainer.pruning.granularities,
+        "size": cell.size,
+        "looks_at_data": trainer.pruner.needs_data,
+        "measured": trainer.method.measured,
+        "removal": trainer.pruning.is_structural,
+    }
+    return said | ({"model": scale.weigh(trainer)} if scale is not None else {})
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
