@@ -110,7 +110,8 @@ class AxesComparison(Comparison):
         names = ["size", "method", "criterion", "schedule", *(["length"] if several else []), "mean", "sd", "seeds"]
         names += ["non-zero", "on disk", *(f"batch {batch}" for batch in batches), "seconds", "scored", "front"]
         for name in names:
-            table.add_column(name, justify="left" if name in ("method", "criterion", "schedule") else "right")
+            words = name in ("method", "criterion", "schedule")
+            table.add_column(name, justify="left" if words else "right", no_wrap=words)
         fronts = {cost: self.pareto(cost) for cost in FRONTS}
         for size in self.sizes:
             for group in (group for group in self.groups if group.size == size):

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfprune.report.canvas import BLUE, GREY, INK, ORANGE, write_png
 from hfprune.report.plots import PERCENT
-from hfprune.report.strategies import error_bars, finish, panels
+from hfprune.report.strategies import error_bars, figure_of, finish
 
 _COLORS = (BLUE, ORANGE, "#4f9d69", "#7a5ea8", "#b3475a", "#8c6d31")
 _STYLES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P")
@@ -28,7 +28,7 @@ def sizes_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     schedules = sorted({group["schedule"] for group in groups})
     lengths = sorted({group["length"] for group in groups})
     criteria = sorted({group["criterion"] for group in groups})
-    figure, axes, scale = panels(report, len(methods))
+    figure, axes, scale = figure_of(report, len(methods))
     for place, method in zip(axes, methods, strict=False):
         for criterion in criteria:
             for number, schedule in enumerate(schedules):
@@ -61,7 +61,7 @@ def speed_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     groups = [group for group in report["groups"] if group["mean"] is not None and group["speedup"]]
     methods = list(dict.fromkeys(group["method"] for group in groups))
     sizes = sorted({group["size"] for group in groups}, reverse=True)
-    figure, axes, scale = panels(report, 1)
+    figure, axes, scale = figure_of(report, 1)
     figure.set_size_inches(7.4, 4.8)
     place, batch = axes[0], ""
     for method in methods:

@@ -29,7 +29,7 @@ def ratios_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
     groups = [group for group in report["groups"] if group["mean"] is not None]
     panels = list(dict.fromkeys((group["criterion"], group["length"]) for group in groups))[:_MOST_PANELS]
-    figure, axes, scale = panels(report, len(panels))
+    figure, axes, scale = figure_of(report, len(panels))
     for place, (criterion, length) in zip(axes, panels, strict=False):
         here = [group for group in groups if (group["criterion"], group["length"]) == (criterion, length)]
         schedules = list(dict.fromkeys(group["schedule"] for group in here))
@@ -57,7 +57,7 @@ def budget_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     groups = [group for group in report["groups"] if group["mean"] is not None]
     ratios = sorted({group["ratio"] for group in groups})[:_MOST_PANELS]
     criteria = list(dict.fromkeys(group["criterion"] for group in groups))
-    figure, axes, scale = panels(report, len(ratios))
+    figure, axes, scale = figure_of(report, len(ratios))
     for place, ratio in zip(axes, ratios, strict=False):
         here = [group for group in groups if group["ratio"] == ratio]
         strategies = list(dict.fromkeys((group["criterion"], group["schedule"]) for group in here))
@@ -93,7 +93,7 @@ def _aside(axes: Axes, places: Sequence[float], number: int, count: int) -> floa
     return 0.014 * span * (number - (count - 1) / 2)
 
 
-def panels(report: Mapping[str, Any], count: int) -> tuple[Any, list[Axes], float]:
+def figure_of(report: Mapping[str, Any], count: int) -> tuple[Any, list[Axes], float]:
     """A figure with so many axes, and what values are multiplied by to be shown."""
     across = max(1, min(count, _ACROSS))
     down = max(1, -(-count // _ACROSS))
