@@ -92,10 +92,9 @@ class Method(StrictModel):
 
 
 def named(value: Any) -> Any:
-    """A bare name as the method of that name; what lies in a list, each."""
-    if isinstance(value, list):
-        return [{"name": one} if isinstance(one, str) else one for one in value]
-    return value
+    """Bare names as the methods of these names; one alone as a list of one."""
+    values = [value] if isinstance(value, str) else value
+    return [{"name": one} if isinstance(one, str) else one for one in values] if isinstance(values, list) else values
 
 
 def check_names(methods: list[Method]) -> list[Method]:

@@ -107,16 +107,16 @@ class AxesComparison(Comparison):
         table = Table(title=head, title_justify="left")
         several = len({group.length for group in self.groups}) > 1
         batches = self._batches()
-        names = ["size", "method", "criterion", "schedule", *(["length"] if several else []), "mean", "sd", "seeds"]
-        names += ["non-zero", "on disk", *(f"batch {batch}" for batch in batches), "seconds", "scored", "front"]
+        names = ["size", "method", "criterion", "schedule", *(["length"] if several else []), title(measure.name)]
+        names += ["left", "on disk", *(f"batch {batch}" for batch in batches), "seconds", "scored", "front"]
         for name in names:
-            words = name in ("method", "criterion", "schedule")
-            table.add_column(name, justify="left" if words else "right", no_wrap=words)
+            words = name in ("method", "criterion", "schedule", "front")
+            table.add_column(name, justify="left" if words else "right", no_wrap=True)
         fronts = {cost: self.pareto(cost) for cost in FRONTS}
         for size in self.sizes:
             for group in (group for group in self.groups if group.size == size):
-                marks = " ".join(cost for cost, front in fronts.items() if group in front)
-                table.add_row(*self._cells(group, several), marks)
+                marks = [cost for cost, front in fronts.items() if group in front]
+                table.add_row(*self._cells(group, several), "both" if len(marks) > 1 else "".join(marks))
             table.add_section()
         return Stack(table, *self._lines(several))
 
@@ -126,22 +126,26 @@ class AxesComparison(Comparison):
             length = self.groups[0].length
             every = "pruning step" if length.startswith("patience") else "run"
             lines.append(f"every {every}: {length} of fine-tuning" + (" in all" if every == "run" else ""))
+        counts = sorted({len(group.values) for group in self.groups})
+        if counts:
+            lines.append(f"each row: {' to '.join(map(str, counts))} seed{'' if counts == [1] else 's'}, "
+                         f"the mean ± their standard deviation")  # fmt: skip
         if (missing := self.planned - len(self.runs)) > 0:
             lines.append(f"{missing} of {self.planned} runs are still to be made")
-        lines.append("size: what was asked for, non-zero: what is left of all the dense model's parameters, embeddings "
-                     "included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, medians "
-                     "in turns; scored: batches seen for scores; front: no other row is better at as much speed (at "
-                     "the largest batch), or as few bytes")  # fmt: skip
+        lines.append("size: what was asked for, left: the non-zero parameters, of all the dense model's, embeddings "
+                     "included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, in turns "
+                     "with it; scored: batches seen for scores; front: nothing here is better at as much speed (at the "
+                     "largest batch), as few bytes, or both")  # fmt: skip
         lines += [f"* {text}" for text in self.sentences]
         lines.append("the claims of arXiv 2310.03424 on these runs:")
         return lines + [f"{claim.number}. {claim.text}: {claim.verdict}. {claim.numbers}" for claim in self.claims]
 
     def _cells(self, group: AxesGroup, several: bool) -> list[str]:
         measure = self.measure
-        seeds = f"{len(group.values)}" + (f" (+{group.failed} failed)" if group.failed else "")
-        spread = UNKNOWN if group.sd is None else measure.difference(group.sd)
+        spread = "" if group.sd is None else f" ± {measure.difference(group.sd)}"
+        failed = f" ({group.failed} failed)" if group.failed else ""
         cells = [f"{group.size:.4g}", group.method, group.criterion, group.schedule]
-        cells += [*([group.length] if several else []), measure.show(group.mean), spread, seeds]
+        cells += [*([group.length] if several else []), f"{measure.show(group.mean)}{spread}{failed}"]
         batches = self._batches()
         if not group.values:
             return [*cells, *[UNKNOWN] * (4 + len(batches))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -77,8 +77,7 @@ def claims(measure: Measure, groups: Iterable[AxesGroup]) -> list[Claim]:
     found = [group for group in groups if group.values]
     judged = Judge(measure, found)
     return [
-        judged.claim(1, "data-driven criteria beat magnitude in several scenarios", _criteria(judged, found),
-                     "no criterion of magnitude beside one that looks at data", enough=SEVERAL),
+        _data_driven(judged, found),
         _incremental(judged, found),
         judged.claim(3, "low-rank gives the best trade-off of size and speed at moderate compression",
                      _trade_offs(measure, found),
@@ -86,23 +85,28 @@ def claims(measure: Measure, groups: Iterable[AxesGroup]) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _criteria(judged: Judge, groups: Sequence[AxesGroup]) -> list[Case]:
+def _data_driven(judged: Judge, groups: Sequence[AxesGroup]) -> Claim:
     """Every criterion that looks at data beside every one of magnitude, all else alike."""
-    return [
-        judged.case(one, other, criteria=True)
+    pairs = [
+        (one, other)
         for one, other in product(groups, groups)
         if one.looks_at_data
         and other.criterion.split()[0] in MAGNITUDE
         and (one.method, one.size, one.length, one.schedule) == (other.method, other.size, other.length, other.schedule)
     ]
+    cases = [judged.case(one, other, criteria=True) for one, other in pairs]
+    missing = "no criterion of magnitude beside one that looks at data"
+    text = "data-driven criteria beat magnitude in several scenarios"
+    claim = judged.claim(1, text, cases, missing, enough=SEVERAL)
+    return replace(claim, numbers=f"{_by_method(pairs, cases)}{claim.numbers}")
 
 
 def _incremental(judged: Judge, groups: Sequence[AxesGroup]) -> Claim:
-    several = {group.schedule for group in groups} - {"one_shot"}
+    """Every schedule of several steps beside one_shot, all else alike."""
     pairs = [
         (one, other)
         for one, other in product(groups, groups)
-        if one.schedule in several and other.schedule == "one_shot" and one.place == other.place
+        if one.schedule != "one_shot" and other.schedule == "one_shot" and one.place == other.place
     ]
     cases = [judged.case(one, other, criteria=True) for one, other in pairs]
     text = "incremental pruning beats one-shot, most at small sizes"
@@ -113,11 +117,20 @@ def _incremental(judged: Judge, groups: Sequence[AxesGroup]) -> Claim:
     means = {size: statistics.fmean(gains[size]) for size in sorted(gains)}
     if not means:
         return claim
+    most = len(means) > 1 and means[min(means)] > means[max(means)]
+    verdict = claim.verdict if most or claim.verdict != CONFIRMED else UNDECIDED
     told = ", ".join(f"{100 * gain:+.1f} % at {size:.4g}" for size, gain in means.items())
-    verdict = claim.verdict
-    if verdict == CONFIRMED and not (len(means) > 1 and means[min(means)] > means[max(means)]):
-        verdict = UNDECIDED
-    return Claim(2, text, verdict, f"mean gain over one-shot {told}; {claim.numbers}")
+    numbers = f"mean gain over one-shot {told}; {_by_method(pairs, cases)}{claim.numbers}"
+    return replace(claim, verdict=verdict, numbers=numbers)
+
+
+def _by_method(pairs: Sequence[tuple[AxesGroup, AxesGroup]], cases: Sequence[Case]) -> str:
+    """How many comparisons of each method speak for a claim and against it; empty for a single method."""
+    found: dict[str, list[int]] = {}
+    for (one, _), case in zip(pairs, cases, strict=True):
+        found.setdefault(one.method, []).append(case.speaks)
+    counts = [f"{name} {said.count(1)} for, {said.count(-1)} against of {len(said)}" for name, said in found.items()]
+    return f"{'; '.join(counts)}; in all " if len(counts) > 1 else ""
 
 
 def _trade_offs(measure: Measure, groups: Sequence[AxesGroup]) -> list[Case]:

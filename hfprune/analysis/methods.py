@@ -23,8 +23,8 @@ from hfprune.target import Target
 from hfprune.training.choice import family_of
 from hfprune.training.trainer import PruningTrainer
 
-_TURNS, _REPEATS = 5, 3
-"""How often the dense model and another are timed in turns, and how many passes a turn takes at least."""
+_TURNS, _REPEATS = 9, 3
+"""How often the dense model and another are timed in turns, and how many samples a turn takes."""
 
 
 def applicable(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
@@ -117,8 +117,9 @@ class Scale:
 
         Returns:
             `params`, `nonzero`, `macs`, `bytes`, `size` (non-zeros over the dense model's parameters); `latency_ms`,
-            `dense_latency_ms` and `speedup`, each by batch size, medians over the turns; `dense`: its params, macs and
-            bytes.
+            `dense_latency_ms` and `speedup`, each by batch size, medians over the turns (the speed-up of the ratios
+            of neighbouring turns, which a machine that slows down for a while touches alike); `dense`: its params,
+            macs and bytes.
         """
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         device = next(model.parameters()).device
@@ -144,6 +145,11 @@ class Scale:
             "size": found.nonzero / self.size["params"],
             "latency_ms": own,
             "dense_latency_ms": dense,
-            "speedup": {batch: dense[batch] / own[batch] for batch in own},
+            "speedup": {str(batch): _ratio(turns, batch) for batch in self.batch_sizes},
             "dense": self.size,
         }
+
+
+def _ratio(turns: dict[str, list[dict[int, float]]], batch: int) -> float:
+    pairs = zip(turns["dense"], turns["own"], strict=True)
+    return statistics.median(dense[batch] / own[batch] for dense, own in pairs)

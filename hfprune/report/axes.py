@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hfprune.report.canvas import BLUE, GREY, INK, ORANGE, write_png
 from hfprune.report.plots import PERCENT
@@ -47,6 +50,7 @@ def sizes_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         place.set_xticks(sorted({100 * group["size"] for group in groups})[:8])
         place.invert_xaxis()
     finish(figure, axes, report, scale)
+    _alike(axes, groups, scale)
     return write_png(figure, path)
 
 
@@ -62,7 +66,7 @@ def speed_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     methods = list(dict.fromkeys(group["method"] for group in groups))
     sizes = sorted({group["size"] for group in groups}, reverse=True)
     figure, axes, scale = figure_of(report, 1)
-    figure.set_size_inches(7.4, 4.8)
+    figure.set_size_inches(10.4, 5.2)
     place, batch = axes[0], ""
     for method in methods:
         for size in sizes:
@@ -81,4 +85,19 @@ def speed_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         place.plot([1.0], [scale * report["dense"]], marker="*", markersize=11, color=GREY, linestyle="none")
     place.set_xlabel(f"times as fast as the dense model, batch {batch}" if batch else "speed")
     finish(figure, axes, report, scale)
+    _alike(axes, groups, scale)
     return write_png(figure, path)
+
+
+def _alike(axes: list[Axes], groups: Sequence[Mapping[str, Any]], scale: float) -> None:
+    """One range for the metric in all axes; logarithmic where a metric without a bound has doubled."""
+    means = [group["mean"] for group in groups]
+    if scale == 1 and means and 0 < 2 * min(means) < max(means):
+        for place in axes:
+            place.set_yscale("log")
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            place.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            place.yaxis.set_minor_formatter(NullFormatter())
+    limits = [limit for place in axes for limit in place.get_ylim()]
+    for place in axes:
+        place.set_ylim(min(limits), max(limits))

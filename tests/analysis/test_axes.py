@@ -220,6 +220,8 @@ def test_data_beats_magnitude_in_several_scenarios():
         for criterion in ("l1", "taylor")
     ]
     assert verdicts(*groups)[0] == "confirmed" and verdicts(*groups[:4])[0] == "undecided"
+    numbers = claims(PERPLEXITY, groups)[0].numbers
+    assert numbers.startswith("unstructured 2 for, 0 against of 2; structured 2 for, 0 against of 2; in all 4 of 4")
     worse = [group("low_rank", name, "one_shot", 0.5, m) for name, m in (("singular_value", 15), ("whitening", 20))]
     assert verdicts(*worse)[0] == "not confirmed"
     assert verdicts(*groups, *worse)[0] == "confirmed"
