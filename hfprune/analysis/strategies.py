@@ -185,10 +185,9 @@ class _Work:
 
     def open(self) -> None:
         """Opens model and data, and checks every strategy before anything is trained."""
-        first = self.cells[0] if self.methods is None else None
+        pruning = self.cells[0].pruning if self.methods is None else self.recipe.pruning
         nothing = {"push_to_hub": False, "push_every_step": False, "private": False, "revision": None}
         output = self.recipe.output.model_copy(update=nothing)  # a comparison pushes nothing
-        pruning = first.pruning if first is not None else self.recipe.pruning
         recipe = self.recipe.model_copy(update={"pruning": pruning, "output": output})
         self.job = prepare_run(recipe, self.console)
         fraction = is_fraction(self.job.metrics.main, [])
