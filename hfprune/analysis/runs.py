@@ -149,12 +149,7 @@ def run_cell(
         "failed": reason,
         "metric": {name: number for name, number in metric.items() if math.isfinite(number)},
         "achieved": trainer.achieved,
-        "cost": {
-            "epochs": round(sum(step.epochs for step in steps), 4),
-            "optimizer_steps": trainer.state.global_step,
-            "seconds": round(trainer.progress.seconds, 3),
-            "scoring_batches": trainer.progress.scored,
-        },
+        "cost": _cost(trainer),
         "targets": [step.target for step in steps],
         **facts,
         **_of_method(cell, trainer, scale if not reason else None),
@@ -166,6 +161,15 @@ def run_cell(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def _cost(trainer: GridTrainer) -> dict[str, float]:
+    return {
+        "epochs": round(sum(step.epochs for step in trainer.steps), 4),
+        "optimizer_steps": trainer.state.global_step,
+        "seconds": round(trainer.progress.seconds, 3),
+        "scoring_batches": trainer.progress.scored,
+    }
 
 
 def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[str, Any]:
