@@ -19,6 +19,7 @@ from hfprune.registry import did_you_mean
 from hfprune.strict import StrictModel, one_line
 
 Epochs = Annotated[float, Field(ge=0)]
+DEFAULT_RATIOS = [0.5, 0.7, 0.8, 0.88, 0.92, 0.96]
 DEFAULT_SIZES = [0.7, 0.5, 0.3]
 
 
@@ -43,7 +44,7 @@ class Grid(StrictModel):
 
     methods: list[Method] | None = None
     schedules: list[str] = Field(default_factory=lambda: ["one_shot", "constant", "geometric", "hybrid"])
-    ratios: list[float] = Field(default_factory=lambda: [0.5, 0.7, 0.8, 0.88, 0.92, 0.96])
+    ratios: list[float] | None = None
     sizes: list[float] | None = None
     criteria: list[str | dict[str, Any]] | None = None
     seeds: Annotated[int, Field(ge=1)] = 3
@@ -74,8 +75,8 @@ class Grid(StrictModel):
 
     @field_validator("ratios")
     @classmethod
-    def _fractions(cls, ratios: list[float]) -> list[float]:
-        return sorted(_shares(ratios, "that goes"))
+    def _fractions(cls, ratios: list[float] | None) -> list[float] | None:
+        return ratios if ratios is None else sorted(_shares(ratios, "that goes"))
 
     @field_validator("sizes")
     @classmethod
@@ -95,7 +96,7 @@ class Grid(StrictModel):
             raise ValueError("largest_step: give either steps or largest_step, not both")
         if self.methods is None and self.sizes is not None:
             raise ValueError("sizes: need methods, such as [unstructured, structured, low_rank]; or give ratios")
-        if self.methods is not None and "ratios" in self.model_fields_set:
+        if self.methods is not None and self.ratios is not None:
             raise ValueError("ratios: methods are compared at sizes, the fraction that is left; give sizes instead")
         return self
 
@@ -103,7 +104,7 @@ class Grid(StrictModel):
     def targets(self) -> list[float]:
         """The fractions that go; with methods, of all parameters."""
         if self.methods is None:
-            return self.ratios
+            return self.ratios or DEFAULT_RATIOS
         return [round(1 - size, 9) for size in self.sizes or DEFAULT_SIZES]
 
     @property
@@ -300,7 +301,8 @@ def overrides_of(
     said = {key: f"[{text}]" for key, text in lists.items() if text is not None}
     numbers = {"patience": patience, "seeds": seeds, "steps": steps}
     said |= {key: str(number) for key, number in numbers.items() if number is not None}
-    for one, other in (("budget", "patience"), ("patience", "budget"), ("steps", "largest_step")):
+    excluding = (("budget", "patience"), ("patience", "budget"), ("steps", "largest_step"), ("methods", "ratios"))
+    for one, other in excluding:
         if one in said and other not in said:
             said[other] = "null"
     return [f"compare.{key}={text}" for key, text in said.items()]

@@ -81,7 +81,8 @@ def claims(measure: Measure, groups: Iterable[AxesGroup]) -> list[Claim]:
         _incremental(judged, found),
         judged.claim(3, "low-rank gives the best trade-off of size and speed at moderate compression",
                      _trade_offs(measure, found),
-                     f"no low-rank beside another method at {MODERATE:g} of the parameters or more"),
+                     f"no low-rank beside another method at {MODERATE:g} of the parameters or more",
+                     neither="for neither (one is better, the other faster; or alike)"),
     ]  # fmt: skip
 
 

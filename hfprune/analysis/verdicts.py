@@ -245,7 +245,14 @@ class Judge:
         return Case(speaks, f"{group.where}: {group.schedule} {show(group.mean)}, dense {show(self.measure.dense)}")
 
     @staticmethod
-    def claim(number: int, text: str, cases: Sequence[Case], missing: str, enough: int | None = None) -> Claim:
+    def claim(
+        number: int,
+        text: str,
+        cases: Sequence[Case],
+        missing: str,
+        enough: int | None = None,
+        neither: str = "within the spread",
+    ) -> Claim:
         """The verdict on a list of comparisons.
 
         Args:
@@ -254,13 +261,14 @@ class Judge:
             missing: what there is none of, where the list is empty.
             enough: for a claim that something happens at times: how many comparisons for it confirm it, where fewer
                 speak against it.
+            neither: what the others are.
         """
         if not cases:
             return Claim(number, text, UNDECIDED, f"nothing here tests it: {missing}")
         good, bad = (sum(case.speaks == sign for case in cases) for sign in (1, -1))
         holds = not bad and 2 * good > len(cases) if enough is None else good >= enough and good > bad
         verdict = REFUTED if bad > good else CONFIRMED if holds else UNDECIDED
-        count = f"{good} of {len(cases)} comparisons for it, {bad} against, {len(cases) - good - bad} within the spread"
+        count = f"{good} of {len(cases)} comparisons for it, {bad} against, {len(cases) - good - bad} {neither}"
         told = sorted(cases, key=lambda case: -abs(case.speaks))[:_MOST_NUMBERS]
         more = f"; and {len(cases) - len(told)} more" if len(cases) > len(told) else ""
         return Claim(number, text, verdict, f"{count}: {'; '.join(case.words for case in told)}{more}")

@@ -307,4 +307,5 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 
 def test_options_of_methods_become_overrides():
-    assert overrides_of(methods="low_rank", sizes=".5") == ["compare.methods=[low_rank]", "compare.sizes=[.5]"]
+    said = ["compare.methods=[low_rank]", "compare.sizes=[.5]", "compare.ratios=null"]
+    assert overrides_of(methods="low_rank", sizes=".5") == said
