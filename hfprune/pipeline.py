@@ -161,6 +161,7 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
             loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning, recipe.output.push_every_step
         )
         rehearse(trainer, keys)
+    trainer.saving = _saving(recipe)
     if console is not None:
         trainer.tell = partial(console.print, markup=False, highlight=False)
     if trainer.choice and trainer.is_world_process_zero():
@@ -314,11 +315,9 @@ def _measure_both(job: Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measur
 def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
-        output, tokens = job.recipe.output, job.loaded.processing_class
-        options = {"sparse": output.sparse, "remote_code": output.remote_code}
-        save_pretrained(job.model, side, job.trainer.masks, tokens, **options)
+        save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class, **_saving(job.recipe))
         _prove(job, side, dense)
-        if output.sparse is not None:
+        if job.recipe.output.sparse is not None:
             report["stored_sparse"] = True
             report["pruned"]["bytes"] = sum(file.stat().st_size for file in side.glob("*.safetensors"))
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
@@ -329,6 +328,11 @@ def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
             units_plot(report, side / "units.png")
         trajectory_plot(report, side / "trajectory.png")
         write_card(side, report, name=job.folder.resolve().name, template=job.recipe.output.template)
+
+
+def _saving(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe wants checkpoints to be stored."""
+    return {"sparse": recipe.output.sparse, "remote_code": recipe.output.remote_code}
 
 
 def _prove(job: Job, folder: Path, dense: nn.Module) -> None:

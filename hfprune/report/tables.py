@@ -173,7 +173,7 @@ def removed_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
 
 def sizes_rows(report: Mapping[str, Any]) -> Rows:
     """One row a member of an exported family, the dense model first: size, parameters, bytes, MACs, the main metric,
-    latency and how much faster than the dense model; no rows where nothing was exported."""
+    latency and how much faster than the dense model, and where it lies; no rows where nothing was exported."""
     members = report.get("sizes") or []
     name = main_metric(report)
     values = [metrics(member.get("metric")).get(name) for member in members]
@@ -187,9 +187,10 @@ def sizes_rows(report: Mapping[str, Any]) -> Rows:
         for batch in batches:
             now, dense = member["latency_ms"].get(batch), members[0]["latency_ms"].get(batch)
             row.append(f"{human_ms(now)} ({dense / now:.2f}x)" if now and dense else UNKNOWN)
-        rows.append(tuple(row))
+        tag = f", tag {member['tag']}" if "tag" in member else ""
+        rows.append((*row, f"{member.get('folder', '')}{tag}"))
     speeds = (f"batch {batch} (faster)" for batch in batches)
-    return Rows(("size", "parameters", "tensors", "MACs", title(name), *speeds), rows)
+    return Rows(("size", "parameters", "tensors", "MACs", title(name), *speeds, "folder"), rows)
 
 
 def sizes_table(report: Mapping[str, Any]) -> Table:

@@ -72,6 +72,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
     Attributes:
         masks: what is held at zero.
         steps: one `StepRecord` a pruning step; `choice`: what the schedule `auto` became, and why.
+        saving: options of `save_pretrained` for the checkpoint of each of `export_sizes`.
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the length of training; before any training.
@@ -96,6 +97,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.callback_handler = RunCallbacks.of(self.callback_handler)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
+        self.saving: dict[str, Any] = {}
         check_pushing(self)
         self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
