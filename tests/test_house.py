@@ -16,8 +16,8 @@ LEVELS = {
     **dict.fromkeys(
         ("strict", "granularity", "target", "drop", "config", "strategy", "grid", "recipe", "schedules"), 2
     ),
-    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
-    **dict.fromkeys(("counts", "pruner", "profiling", "structure", "lowrank"), 4),
+    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "sharding", "criteria"), 3),
+    **dict.fromkeys(("counts", "pruner", "sharded", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     "oneshot": 5.5,
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
