@@ -128,7 +128,10 @@ class MaskSet:
         for name in packed:
             if name not in parameters:
                 raise CheckpointError(f"a mask was saved for '{name}', which the model does not have")
-        return cls({name: unpack_bits(bits, parameters[name].shape) for name, bits in packed.items()}, pattern)
+        kept = PackedTensors()
+        for name, bits in packed.items():
+            kept[name] = unpack_bits(bits, parameters[name].shape)
+        return cls(kept, pattern)
 
     @classmethod
     def from_zeros(cls, model: nn.Module, names: list[str], pattern: str) -> MaskSet:

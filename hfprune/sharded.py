@@ -1,7 +1,7 @@
 """ShardedPruner: score and select where the weights are sharded, exactly as one process does that holds them whole.
 
-What needs single weights or rows of inputs is scored where it lies. What needs a layer as a whole (blocks, criteria that
-look at all weights of a layer) gathers one layer after another, and keeps the share of this process of its scores.
+Single weights, and N:M along rows, are scored where they lie. For what needs a layer as a whole (blocks, criteria that
+look at all weights of a layer) one layer after another is gathered, and this process keeps its share of the scores.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ first, are the tensor as it lies in memory: what is numbered through all parts i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -94,7 +94,7 @@ class AcrossProcesses(Across):
         if failure is not None:
             raise failure
         if failed:
-            raise ModelError("another process could not score its part of the weights; nothing was pruned")
+            raise ModelError("another process could not do its part; nothing was changed")
 
 
 ALONE = Across()
@@ -146,6 +146,14 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules() if library is not None else ():
         if isinstance(module, library.FSDPModule):
             module.reshard()
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, parts: Mapping[str, torch.Tensor]) -> None:
+    """Copies parts, such as those of an earlier state, into a sharded model's own."""
+    reshard(model)
+    for name, value in model.state_dict().items():
+        local(value).copy_(parts[name])
 
 
 def check_rows(name: str, tensor: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hfprune.errors import Terminated
+from hfprune.sharding import local
 from hfprune.stopping import requested
 from hfprune.training.optimizer import check_live
 
@@ -39,7 +40,7 @@ class MovementCallback(TrainerCallback):
         scale = scaler.get_scale() if scaler is not None and not args.max_grad_norm else 1.0
         for name, weight in trainer.method.weights.items():
             if weight.parameter.grad is not None:
-                product = weight.parameter.float() * weight.parameter.grad.float() / scale
+                product = local(weight.parameter).float() * local(weight.parameter.grad).float() / scale
                 trainer.history[name] = trainer.history[name] + product if name in trainer.history else product
 
 

@@ -43,11 +43,12 @@ from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, ph
 from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import PublishingTrainer, check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
+from hfprune.training.shards import ShardingTrainer, check_pruning
 from hfprune.training.state import load_state, save_state
 from hfprune.training.world import check_world
 
 
-class PruningTrainer(DistillingTrainer, PublishingTrainer):
+class PruningTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -96,6 +97,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
         check_pushing(self)
+        check_pruning(self)
         self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
         self.phases: list[Phase] = []
@@ -191,6 +193,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
 
     def _begin(self, folder: str | None, ignore_keys: list[str] | None) -> None:
         """Takes up a checkpoint, or begins anew."""
+        self.begin_sharding()
         self.progress = PruningState()
         if self.pruning.recovery.distill is not None:
             self.begin_teaching(self.pruning.recovery.distill)
@@ -395,4 +398,4 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if self.pruning is not None:
             if not self.progress.done:
                 self.progress.record.seconds = time.perf_counter() - self._began
-            save_state(self, folder)
+            save_state(self, folder, self.held)
