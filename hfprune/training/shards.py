@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from accelerate.utils import DistributedType, DynamoBackend, FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    FullyShardedDataParallelPlugin,
+    parse_flag_from_env,
+    save_fsdp_optimizer,
+)
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import PreTrainedModel, Trainer
@@ -19,12 +25,19 @@ from hfprune.checkpoint.load import from_pretrained
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet, ShardedMaskSet
 from hfprune.sharding import AcrossProcesses, put_back, reshard
+from hfprune.training.rehearsal import input_embeddings
 from hfprune.training.resume import ResumableTrainer
 from hfprune.training.state import Held, held_by
 from hfprune.training.whole import dealt_out, filled, gathered, skeleton_of
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
+
+
+_EMPTY = (
+    "fsdp_cpu_ram_efficient_loading: true leaves the model empty in all processes but one; set it to false: the files "
+    "are mapped, and processes share their memory"
+)
 
 
 class Shards:
@@ -49,6 +62,9 @@ class Shards:
         from accelerate.utils import fsdp2_prepare_model
 
         trainer = self.trainer
+        plugin: FullyShardedDataParallelPlugin = trainer.accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = repeated_classes(trainer.model)
         trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
         if trainer.masks is not None:
             trainer.masks = self.own_masks(trainer.masks).bind(trainer.model)
@@ -121,9 +137,11 @@ class ShardingTrainer(ResumableTrainer):
             self.shards = Shards(self)
 
     def create_accelerator_and_postprocess(self) -> None:
+        asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if asked and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            raise ConfigError(f"fsdp_config.{_EMPTY}")  # accelerate itself fails over it where there are CPUs alone
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if asked and state.distributed_type == DistributedType.MULTI_CPU:
             # accelerate shards on accelerators alone, and on CPUs would train whole copies without a word.
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
@@ -197,6 +215,29 @@ class ShardingTrainer(ResumableTrainer):
             self.shards.load(resume_from_checkpoint)
 
 
+def repeated_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of a model's blocks, which are gathered one at a time while it runs.
+
+    They are what stands more than once in an outermost list of modules. transformers' own names (`_no_split_modules`)
+    are of modules that must lie on one device; among them are some that hold the embeddings, and of timm's the model.
+    """
+    embeddings = input_embeddings(model)
+    found: list[str] = []
+
+    def look(module: nn.Module) -> None:
+        for child in module.children():
+            classes = [type(part) for part in child.children() if any(True for _ in part.children())]
+            if isinstance(child, nn.ModuleList | nn.Sequential) and len(classes) > len(set(classes)):
+                repeated = {kind for kind in classes if classes.count(kind) > 1}
+                whole = all(part is not embeddings for part in child.modules())
+                found.extend(sorted(kind.__name__ for kind in repeated) if whole else ())
+            else:
+                look(child)
+
+    look(model)
+    return list(dict.fromkeys(found))
+
+
 def check_plugin(trainer: Trainer) -> None:
     """Refuses settings of FSDP that masks can't follow.
 
@@ -209,8 +250,7 @@ def check_plugin(trainer: Trainer) -> None:
         "fsdp_version: 1 packs parameters into flat ones, in which masks can't find theirs; set it to 2": (
             plugin.fsdp_version != 2
         ),
-        "fsdp_cpu_ram_efficient_loading: true leaves the model empty in all processes but one; set it to false, the "
-        "files are mapped and their memory is shared": bool(plugin.cpu_ram_efficient_loading),
+        _EMPTY: bool(plugin.cpu_ram_efficient_loading),
         "fsdp_activation_checkpointing: true renames the parameters; set it to false, and "
         "training.gradient_checkpointing to true": bool(plugin.activation_checkpointing),
         "fsdp_offload_params: true is not tested with masks; set it to false": isinstance(
