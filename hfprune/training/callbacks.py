@@ -22,6 +22,10 @@ class MaskCallback(TrainerCallback):
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        # An optimizer that keeps weights of its own, as DeepSpeed's does, may have written them into the model.
+        self.trainer.masks.enforce()
+
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.masks.enforce()
 

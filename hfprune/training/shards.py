@@ -34,10 +34,16 @@ if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
 
 
+_FLAT = "fsdp_version: 1 packs parameters into flat ones, in which masks can't find theirs; set it to 2"
 _EMPTY = (
     "fsdp_cpu_ram_efficient_loading: true leaves the model empty in all processes but one; set it to false: the files "
     "are mapped, and processes share their memory"
 )
+_RENAMED = (
+    "fsdp_activation_checkpointing: true renames the parameters; set it to false, and training.gradient_checkpointing "
+    "to true"
+)
+_OFFLOADED = "fsdp_offload_params: true is not tested with masks; set it to false"
 
 
 class Shards:
@@ -135,11 +141,17 @@ class ShardingTrainer(ResumableTrainer):
         if self.is_fsdp_enabled:
             check_plugin(self)
             self.shards = Shards(self)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError(
+                "deepspeed_config.zero_stage: 3 cuts parameters into pieces that masks can't follow; FSDP2 shards them "
+                "too (recipes/accelerate/fsdp2.yaml), or use stage 1 or 2"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         asked = parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if asked and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
-            raise ConfigError(f"fsdp_config.{_EMPTY}")  # accelerate itself fails over it where there are CPUs alone
+        if asked:  # accelerate itself fails over these where there are CPUs alone
+            _refuse(_FLAT, os.environ.get("FSDP_VERSION", "1") != "2")
+            _refuse(_EMPTY, parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"))
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if asked and state.distributed_type == DistributedType.MULTI_CPU:
@@ -165,7 +177,13 @@ class ShardingTrainer(ResumableTrainer):
         self.begin_sharding()
         if self.shards is not None and not self.accelerator._models:
             self.accelerator._models.append(self.model)  # it is prepared; accelerate refuses to do it without optimizer
-        return super().evaluation_loop(*args, **kwargs)
+        # Before it has trained, DeepSpeed evaluates in stage 3 alone; in the others the model is whole, as under DDP.
+        plain = self.is_deepspeed_enabled and self.deepspeed is None
+        self.is_deepspeed_enabled = self.is_deepspeed_enabled and not plain
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled = self.is_deepspeed_enabled or plain
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self.shards is not None:
@@ -181,6 +199,9 @@ class ShardingTrainer(ResumableTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_deepspeed_enabled and self.shards is None:
+            self._save(output_dir)  # in stages 1 and 2 every process holds the whole model
+            return
         if self.shards is None:
             super().save_model(output_dir, _internal_call)
             return
@@ -238,6 +259,11 @@ def repeated_classes(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _refuse(words: str, found: bool) -> None:
+    if found:
+        raise ConfigError(f"fsdp_config.{words}")
+
+
 def check_plugin(trainer: Trainer) -> None:
     """Refuses settings of FSDP that masks can't follow.
 
@@ -245,21 +271,10 @@ def check_plugin(trainer: Trainer) -> None:
         ConfigError: one line that names the setting.
     """
     plugin: FullyShardedDataParallelPlugin = trainer.accelerator.state.fsdp_plugin
-    key = "fsdp_config"
-    refused = {
-        "fsdp_version: 1 packs parameters into flat ones, in which masks can't find theirs; set it to 2": (
-            plugin.fsdp_version != 2
-        ),
-        _EMPTY: bool(plugin.cpu_ram_efficient_loading),
-        "fsdp_activation_checkpointing: true renames the parameters; set it to false, and "
-        "training.gradient_checkpointing to true": bool(plugin.activation_checkpointing),
-        "fsdp_offload_params: true is not tested with masks; set it to false": isinstance(
-            plugin.cpu_offload, CPUOffloadPolicy
-        ),
-    }
-    for words, found in refused.items():
-        if found:
-            raise ConfigError(f"{key}.{words}")
+    _refuse(_FLAT, plugin.fsdp_version != 2)
+    _refuse(_EMPTY, bool(plugin.cpu_ram_efficient_loading))
+    _refuse(_RENAMED, bool(plugin.activation_checkpointing))
+    _refuse(_OFFLOADED, isinstance(plugin.cpu_offload, CPUOffloadPolicy))
     if trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ConfigError("training.torch_compile: is not tested with a model that this run shards; set it to false")
     if hasattr(trainer.model, "peft_config"):
@@ -272,6 +287,12 @@ def check_pruning(trainer: PruningTrainer) -> None:
     Raises:
         ConfigError: one line that names the key.
     """
+    criterion = trainer.pruning.criterion_name if trainer.pruning is not None else ""
+    if trainer.is_deepspeed_enabled and criterion == "movement":
+        raise ConfigError(
+            "pruning.criterion: 'movement' adds up gradients while the model trains, and DeepSpeed keeps them to "
+            "itself; use snip or taylor"
+        )
     if trainer.shards is None:
         return
     if trainer.push_every_step or trainer.args.push_to_hub:

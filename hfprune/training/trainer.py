@@ -138,7 +138,8 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         check_fits(self)
         self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
-        self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
+        if not self.is_deepspeed_enabled:  # whose optimizer holds copies of its own
+            self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
         if self.eval_dataset is not None:
             monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
             self.recovery = RecoveryCallback(config.recovery, monitor, greater)
@@ -360,7 +361,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):
         """Takes off what training or evaluating put around the model."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._forget_preparation()
-        self.model_wrapped = self.model
+        self.model_wrapped, self.deepspeed = self.model, None
 
     def reset_for_phase(self) -> None:
         """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
