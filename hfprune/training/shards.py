@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,14 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from hfprune.checkpoint.load import from_pretrained
+from hfprune.checkpoint.metadata import refresh
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet, ShardedMaskSet
 from hfprune.sharding import AcrossProcesses, put_back, reshard
 from hfprune.training.rehearsal import input_embeddings
 from hfprune.training.resume import ResumableTrainer
 from hfprune.training.state import Held, held_by
-from hfprune.training.whole import dealt_out, filled, gathered, skeleton_of
+from hfprune.training.whole import dealt_out, fill, filled, gathered, skeleton_of
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
@@ -86,6 +88,12 @@ class Shards:
         args = self.trainer.args
         with filled(self.skeleton, self.trainer.model, self.across, args.should_save, Path(args.output_dir)):
             yield self.skeleton
+
+    def copied(self, *, share_config: bool) -> nn.Module:
+        """A copy of the model with all its values in the processes that save, mapped from a file; all take part."""
+        args, copied = self.trainer.args, skeleton_of(self.skeleton, share_config=share_config)
+        fill(copied, self.trainer.model, self.across, args.should_save, Path(args.output_dir))
+        return copied
 
     def whole_masks(self) -> MaskSet:
         """The whole masks in the processes that save; all take part."""
@@ -168,6 +176,29 @@ class ShardingTrainer(ResumableTrainer):
     def own_masks(self, masks: MaskSet) -> MaskSet:
         """The masks as this process holds them."""
         return masks if self.shards is None else self.shards.own_masks(masks)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The model, of a sharded one its whole in the processes that save; all take part."""
+        with nullcontext(self.model) if self.shards is None else self.shards.whole() as model:
+            yield model
+
+    def copied_model(self) -> nn.Module:
+        """A copy of the model on the CPU, of a sharded one its whole in the processes that save; all take part."""
+        if self.shards is None:
+            return copy.deepcopy(self.model).cpu()
+        self.begin_sharding()
+        return self.shards.copied(share_config=False)
+
+    def end_sharding(self) -> None:
+        """Leaves model and masks whole in the processes that save, where they are mapped from a file, with no values
+        in the others. There is no training after it."""
+        self.begin_sharding()
+        masks, self.model = self.shards.whole_masks(), self.shards.copied(share_config=True)
+        self.model_wrapped, self.shards = self.model, None
+        if self.args.should_save:
+            self.masks = masks.bind(self.model)
+            refresh(self.model, masks)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.begin_sharding()

@@ -46,24 +46,23 @@ class TensorFile:
         self._file.close()
 
 
-def skeleton_of(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters have shapes and no values; it shares the model's config."""
+def skeleton_of(model: nn.Module, *, share_config: bool = True) -> nn.Module:
+    """A copy of a model whose parameters have shapes and no values, with the model's own config or a copy of it."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
         memo[id(parameter)] = empty
     config = getattr(model, "config", None)
-    if config is not None:
+    if config is not None and share_config:
         memo[id(config)] = config
     return copy.deepcopy(model, memo)
 
 
-@contextmanager
-def filled(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: bool, folder: Path) -> Iterator[None]:
-    """The skeleton with the values of the sharded model, in the processes that `keep` them; all take part.
+def fill(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: bool, folder: Path) -> None:
+    """Gives a skeleton the values of the sharded model, in the processes that `keep` them; all take part.
 
     Args:
-        skeleton: empty again afterwards.
+        skeleton: without values; its parameters are replaced.
         model: sharded.
         across: the processes.
         keep: whether this one gets the values.
@@ -73,25 +72,29 @@ def filled(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep:
         CheckpointError: there is none.
     """
     reshard(model)
-    parameters = dict(model.named_parameters())
     with gathering(across, keep, folder) as add:
-        found = {name: add(whole(parameter)) for name, parameter in parameters.items()}
+        found = {name: add(whole(parameter)) for name, parameter in model.named_parameters()}
     if not keep:
-        yield
         return
-    empty = dict(skeleton.named_parameters())
-    full = {name: nn.Parameter(value, requires_grad=False) for name, value in found.items()}
     buffers = dict(model.named_buffers())
     for name, buffer in skeleton.named_buffers():
         buffer.copy_(local(buffers[name]))
-    _replace(skeleton, {id(empty[name]): full[name] for name in empty})
+    empty = dict(skeleton.named_parameters())
+    replace(skeleton, {id(empty[name]): nn.Parameter(found[name], requires_grad=False) for name in empty})
+
+
+@contextmanager
+def filled(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: bool, folder: Path) -> Iterator[None]:
+    """`fill` for a while; afterwards the skeleton is without values again."""
+    empty = dict(skeleton.named_parameters())
+    fill(skeleton, model, across, keep, folder)
     try:
         yield
     finally:
-        _replace(skeleton, {id(full[name]): empty[name] for name in empty})
+        replace(skeleton, {id(full): empty[name] for name, full in skeleton.named_parameters()})
 
 
-def _replace(model: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
+def replace(model: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
     """Puts others in the place of a model's parameters, wherever modules share them."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
