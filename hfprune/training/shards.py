@@ -110,8 +110,9 @@ class Shards:
     def load(self, folder: str) -> None:
         """Fills the model from a checkpoint, which the first process reads and deals out."""
         trainer, state = self.trainer, {}
-        if trainer.args.process_index == 0:
-            state = self._read(folder).state_dict()
+        with self.across.together():
+            if trainer.args.process_index == 0:
+                state = self._read(folder).state_dict()
         like = trainer.model.state_dict()
         put_back(trainer.model, {name: dealt_out(state.get(name), value) for name, value in like.items()})
 
@@ -232,6 +233,8 @@ class ShardingTrainer(ResumableTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.is_deepspeed_enabled and self.shards is None:
             self._save(output_dir)  # in stages 1 and 2 every process holds the whole model
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
             return
         if self.shards is None:
             super().save_model(output_dir, _internal_call)
@@ -308,6 +311,9 @@ def check_plugin(trainer: Trainer) -> None:
     _refuse(_OFFLOADED, isinstance(plugin.cpu_offload, CPUOffloadPolicy))
     if trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ConfigError("training.torch_compile: is not tested with a model that this run shards; set it to false")
+    for name in ("fp16_full_eval", "bf16_full_eval"):
+        if getattr(trainer.args, name):
+            raise ConfigError(f"training.{name}: would change the parts that masks hold on to; leave it out")
     if hasattr(trainer.model, "peft_config"):
         raise ConfigError("training: adapters are not tested with a model that this run shards; use one process or DDP")
 
