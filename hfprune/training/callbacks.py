@@ -51,10 +51,12 @@ class MovementCallback(TrainerCallback):
 class LiveParametersCallback(TrainerCallback):
     """Makes sure, at the begin of every phase, that what is trained is what the model is made of."""
 
-    def __init__(self, own_optimizer: bool):
-        self.own_optimizer = own_optimizer
+    def __init__(self, own_optimizer: bool, copies: bool):
+        self.own_optimizer, self.copies = own_optimizer, copies
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        if self.copies:  # DeepSpeed's optimizer holds copies of the parameters
+            return
         check_live(model, optimizer, all_of_them=not self.own_optimizer)
 
 

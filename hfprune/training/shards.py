@@ -337,8 +337,12 @@ def check_pruning(trainer: PruningTrainer) -> None:
             "training.push_to_hub: this run shards the model, and its card is measured on a whole one; push the folder "
             "afterwards: hfprune push FOLDER REPOSITORY"
         )
-    if trainer.pruning is not None and trainer.pruning.recovery.distill is not None:
-        raise ConfigError(
-            "pruning.recovery.distill: the teacher is a whole copy in every process, and this run shards the model; "
-            "use one process or DDP"
-        )
+    if trainer.pruning is None:
+        return
+    whole = {"distill": "the teacher is a whole copy", "max_drop": "the way back needs a whole copy"}
+    for name, reason in whole.items():
+        if getattr(trainer.pruning.recovery, name) is not None:
+            raise ConfigError(
+                f"pruning.recovery.{name}: {reason} in every process, and this run shards the model; use one process "
+                f"or DDP"
+            )

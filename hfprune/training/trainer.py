@@ -138,11 +138,9 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         check_fits(self)
         self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
-        if not self.is_deepspeed_enabled:  # whose optimizer holds copies of its own
-            self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
+        self.add_callback(LiveParametersCallback(self.optimizer is not None, self.is_deepspeed_enabled))
         if self.eval_dataset is not None:
-            monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
-            self.recovery = RecoveryCallback(config.recovery, monitor, greater)
+            self.recovery = RecoveryCallback(config.recovery, *monitored(config.recovery, self.args, self.eval_dataset))
             self.add_callback(self.recovery)
         self.guard = Guard(self) if config.recovery.max_drop is not None else None
         self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None

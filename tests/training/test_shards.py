@@ -192,6 +192,7 @@ refused("units are removed from whole tensors", {"granularity": "neuron"})
 refused("pruning.criterion: 'wanda'", {"criterion": "wanda"})
 refused("pruning.criterion: 'fisher'", {"criterion": "fisher"})
 refused("pruning.recovery.distill", {"recovery": {"epochs": 1, "distill": {"alpha": 0.5}}})
+refused("pruning.recovery.max_drop", {"recovery": {"epochs": 1, "max_drop": {"relative": 0.5}}})
 refused("training.torch_compile", torch_compile=True)
 refused("training.push_to_hub", push_to_hub=True)
 for key, value, words in (
