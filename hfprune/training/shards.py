@@ -55,7 +55,7 @@ class Shards:
         trainer: whose model is still whole.
     """
 
-    def __init__(self, trainer: ShardingTrainer):
+    def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
         self.across = AcrossProcesses(trainer.args.device)
         self.skeleton = skeleton_of(trainer.model)
@@ -74,8 +74,9 @@ class Shards:
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = repeated_classes(trainer.model)
         trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
-        if trainer.masks is not None:
-            trainer.masks = self.own_masks(trainer.masks).bind(trainer.model)
+        trainer.masks = self.own_masks(trainer.masks).bind(trainer.model)
+        if trainer.pruning is not None:
+            trainer.pruner.follow(trainer.model)
         self.begun = True
 
     def own_masks(self, masks: MaskSet) -> ShardedMaskSet:
