@@ -45,6 +45,10 @@ _RENAMED = (
     "fsdp_activation_checkpointing: true renames the parameters; set it to false, and training.gradient_checkpointing "
     "to true"
 )
+_PUSHED = (
+    "this run shards the model, and its card is measured on a whole one; push the folder afterwards: hfprune push "
+    "FOLDER REPOSITORY"
+)
 _OFFLOADED = "fsdp_offload_params: true is not tested with masks; set it to false"
 
 
@@ -169,6 +173,8 @@ class ShardingTrainer(ResumableTrainer):
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and self.args.push_to_hub:  # before Trainer makes the repository
+            raise ConfigError(f"training.push_to_hub: {_PUSHED}")
 
     def begin_sharding(self) -> None:
         """Shards the model, where it is to be sharded."""
@@ -333,11 +339,8 @@ def check_pruning(trainer: PruningTrainer) -> None:
         )
     if trainer.shards is None:
         return
-    if trainer.push_every_step or trainer.args.push_to_hub:
-        raise ConfigError(
-            "training.push_to_hub: this run shards the model, and its card is measured on a whole one; push the folder "
-            "afterwards: hfprune push FOLDER REPOSITORY"
-        )
+    if trainer.push_every_step:
+        raise ConfigError(f"push_every_step: {_PUSHED}")
     if trainer.pruning is None:
         return
     whole = {"distill": "the teacher is a whole copy", "max_drop": "the way back needs a whole copy"}
