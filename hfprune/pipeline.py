@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,14 @@ def _carry_out(job: Job, resume: bool) -> None:
     began = time.perf_counter()
     with emissions(follow=whole and PartialState().is_main_process) as spent:
         dense_metric = train_dense(job, resume)
-        dense = copy.deepcopy(job.model).cpu()
+        dense = job.trainer.copied_model()
         if last is not None and PartialState().is_main_process:
             console.print(f"resuming from {last}", highlight=False)
         job.trainer.train(resume_from_checkpoint=str(last) if last else None)
         pruned_metric = numbers(job.trainer.evaluate())
+    if job.trainer.shards is not None:
+        job.trainer.end_sharding()
+        job = replace(job, model=job.trainer.model)
     if PartialState().is_main_process:
         # One process measures while the others rest.
         seconds = {"seconds": round(time.perf_counter() - began, 3)} if whole else {}
@@ -229,8 +232,10 @@ def train_dense(job: Job, resume: bool) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     metric = numbers(trainer.evaluate())
     part_runs(trainer.callback_handler)
+    with trainer.whole_model() as model:
+        if PartialState().is_main_process:
+            save_pretrained(model, folder, processing_class=job.loaded.processing_class)
     if PartialState().is_main_process:
-        save_pretrained(job.model, folder, processing_class=job.loaded.processing_class)
         write_text(
             folder / DENSE_FILE,
             json.dumps({"metric": metric, "optimizer_steps": trainer.state.global_step}, indent=2) + "\n",

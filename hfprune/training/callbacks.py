@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hfprune.errors import Terminated
+from hfprune.sharding import local
 from hfprune.stopping import requested
 from hfprune.training.optimizer import check_live
 
@@ -20,6 +21,10 @@ class MaskCallback(TrainerCallback):
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        # An optimizer that keeps weights of its own, as DeepSpeed's does, may have written them into the model.
+        self.trainer.masks.enforce()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.masks.enforce()
@@ -39,17 +44,19 @@ class MovementCallback(TrainerCallback):
         scale = scaler.get_scale() if scaler is not None and not args.max_grad_norm else 1.0
         for name, weight in trainer.method.weights.items():
             if weight.parameter.grad is not None:
-                product = weight.parameter.float() * weight.parameter.grad.float() / scale
+                product = local(weight.parameter).float() * local(weight.parameter.grad).float() / scale
                 trainer.history[name] = trainer.history[name] + product if name in trainer.history else product
 
 
 class LiveParametersCallback(TrainerCallback):
     """Makes sure, at the begin of every phase, that what is trained is what the model is made of."""
 
-    def __init__(self, own_optimizer: bool):
-        self.own_optimizer = own_optimizer
+    def __init__(self, own_optimizer: bool, copies: bool):
+        self.own_optimizer, self.copies = own_optimizer, copies
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        if self.copies:  # DeepSpeed's optimizer holds copies of the parameters
+            return
         check_live(model, optimizer, all_of_them=not self.own_optimizer)
 
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hfprune.config import Recovery, shrinks
 from hfprune.errors import ConfigError
 from hfprune.registry import did_you_mean
+from hfprune.sharding import is_sharded, local, put_back
 
 
 class RecoveryCallback(TrainerCallback):
@@ -60,7 +61,7 @@ class RecoveryCallback(TrainerCallback):
             self.best, self.metrics, self.best_step = value, dict(metrics), step
             if self.settings.restore_best:
                 # Cloned: a state dict kept by reference would follow the weights that go on training.
-                self.weights = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+                self.weights = {k: local(v).detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
         if self.reference is None or self._better(value, self.reference, self.settings.min_delta):
             self.reference, self.waited = value, 0
         else:
@@ -94,7 +95,10 @@ class RecoveryCallback(TrainerCallback):
         """Puts the best weights back; whether that changed anything. `step` is where the model stands now."""
         if self.weights is None or self.best_step == step:
             return False
-        model.load_state_dict(self.weights)
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            put_back(model, self.weights)
+        else:
+            model.load_state_dict(self.weights)
         return True
 
     def state(self) -> dict[str, Any]:

@@ -103,11 +103,14 @@ class ResumableTrainer(LossTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         options = {"state_dict": state_dict} if state_dict is not None else {}
+        self.write_model(output_dir or self.args.output_dir, model, self.masks, **options)
+
+    def write_model(self, folder: str, model: nn.Module, masks: MaskSet | None, **options: Any) -> None:
+        """Writes a model, with what belongs to a model of this trainer, into a folder."""
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        save_pretrained(model, folder, self.masks or None, tokenizer, **options)
+        save_pretrained(model, folder, masks or None, tokenizer, **options)
         # Trainer pickles its arguments; JSON says the same and runs nothing when it is read.
         write_text(Path(folder) / ARGUMENTS_FILE, self.args.to_json_string() + "\n")
 
@@ -195,8 +198,8 @@ class ResumableTrainer(LossTrainer):
         """Loads through `from_pretrained`: reading the tensors straight into the model would miss those that
         transformers renames while saving, and say so only in a warning."""
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if self.is_fsdp_enabled or not isinstance(target, PreTrainedModel):
-            if not self.is_fsdp_enabled and not hasattr(target, "peft_config"):
+        if not isinstance(target, PreTrainedModel):
+            if not hasattr(target, "peft_config"):
                 from_pretrained(resume_from_checkpoint, target, check=False)
                 return
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -44,11 +44,12 @@ from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, ph
 from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import PublishingTrainer, check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
+from hfprune.training.shards import ShardingTrainer, check_pruning
 from hfprune.training.state import load_state, save_state
 from hfprune.training.world import check_world
 
 
-class PruningTrainer(DistillingTrainer, PublishingTrainer):
+class PruningTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -99,6 +100,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
         self.saving: dict[str, Any] = {}
         check_pushing(self)
+        check_pruning(self)
         self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
         self.phases: list[Phase] = []
@@ -139,10 +141,9 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         check_fits(self)
         self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
-        self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
+        self.add_callback(LiveParametersCallback(self.optimizer is not None, self.is_deepspeed_enabled))
         if self.eval_dataset is not None:
-            monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
-            self.recovery = RecoveryCallback(config.recovery, monitor, greater)
+            self.recovery = RecoveryCallback(config.recovery, *monitored(config.recovery, self.args, self.eval_dataset))
             self.add_callback(self.recovery)
         self.guard = Guard(self) if config.recovery.max_drop is not None else None
         self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None
@@ -195,6 +196,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
 
     def _begin(self, folder: str | None, ignore_keys: list[str] | None) -> None:
         """Takes up a checkpoint, or begins anew."""
+        self.begin_sharding()
         self.progress = PruningState()
         if self.pruning.recovery.distill is not None:
             self.begin_teaching(self.pruning.recovery.distill)
@@ -361,7 +363,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         """Takes off what training or evaluating put around the model."""
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._forget_preparation()
-        self.model_wrapped = self.model
+        self.model_wrapped, self.deepspeed = self.model, None
 
     def reset_for_phase(self) -> None:
         """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
@@ -399,4 +401,4 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if self.pruning is not None:
             if not self.progress.done:
                 self.progress.record.seconds = time.perf_counter() - self._began
-            save_state(self, folder)
+            save_state(self, folder, self.held)
