@@ -15,9 +15,8 @@ from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import unshared
 from hfprune.errors import Collapsed, ConfigError
 from hfprune.masks import MaskSet
-from hfprune.report.tables import is_fraction
 from hfprune.training.blockwise import method_of
-from hfprune.training.phases import PruningState, StepRecord, phases_of
+from hfprune.training.phases import PruningState, phases_of
 from hfprune.training.progress import shown, tell
 
 if TYPE_CHECKING:
@@ -47,11 +46,8 @@ class Guard:
         config, key = trainer.pruning, "pruning.recovery"
         if trainer.recovery is None:
             raise ConfigError(f"{key}.max_drop: needs an eval_dataset to measure the metric on; or leave it out")
-        if self.settings.max_drop.points is not None and not self.in_points:
-            raise ConfigError(
-                f"{key}.max_drop: '{self.name}' is watched, which has no percentage points; set {key}.monitor to an "
-                f"accuracy, or give a fraction of the dense value, e.g. max_drop: {{relative: 0.05}}"
-            )
+        self.watched = trainer.recovery
+        self.watched.check_unit(f"{key}.max_drop", self.settings.max_drop)
         fixed = {"a strategy": config.strategy, "export_sizes": config.export_sizes, "every": config.schedule.every}
         if self.settings.on_collapse == "halve_step" and (named := [name for name in fixed if fixed[name]]):
             raise ConfigError(f"{key}.on_collapse: halve_step changes the schedule's targets, which {named[0]} sets; "
@@ -61,20 +57,10 @@ class Guard:
                               f"name one in the training arguments")  # fmt: skip
         self.dense = copy.deepcopy(trainer.model).cpu() if config.is_structural else None
 
-    @property
-    def name(self) -> str:
-        """The metric watched."""
-        return self.trainer.recovery.monitor.removeprefix("eval_")
-
-    @property
-    def in_points(self) -> bool:
-        """Whether percentage points can be said of it."""
-        return is_fraction(self.trainer.recovery.monitor, ())
-
     def begin(self, ignore_keys: list[str] | None) -> None:
         """Measures the dense model, the first that holds."""
         trainer = self.trainer
-        trainer.progress.dense = trainer.recovery.value_of(trainer.evaluate(ignore_keys=ignore_keys))
+        trainer.progress.dense = self.watched.value_of(trainer.evaluate(ignore_keys=ignore_keys))
         trainer.unwrap()
         self.hold()
 
@@ -90,11 +76,6 @@ class Guard:
             "progress": copy.deepcopy(trainer.progress.to_dict()),
         }
 
-    def drop(self, record: StepRecord) -> float:
-        """How far the metric at the end of a step is behind the dense model's; below 0 where it is ahead."""
-        value, dense = record.metric[self.name], self.trainer.progress.dense
-        return dense - value if self.trainer.recovery.greater_is_better else value - dense
-
     def check(self) -> bool:
         """Looks at the step that has just ended, and goes the way that the recipe says where it did not hold.
 
@@ -104,14 +85,15 @@ class Guard:
         Raises:
             Collapsed: no step held; the model is dense again.
         """
-        trainer, record = self.trainer, self.trainer.progress.record
-        drop, most = self.drop(record), self.settings.max_drop.of(trainer.progress.dense, self.in_points)
+        trainer, record, watched = self.trainer, self.trainer.progress.record, self.watched
+        value, dense = record.metric[watched.name], trainer.progress.dense
+        drop, most = watched.behind(value, dense), self.settings.max_drop.of(dense, watched.in_points)
         if drop <= most:  # not so for what is no number
             self.hold()
             return True
         words = (
-            f"{trainer.method.words(record.achieved)}: {self.name} {shown(self.name, record.metric[self.name])} is "
-            f"{self._said(drop)} behind the dense model's, more than {self.settings.max_drop}"
+            f"{trainer.method.words(record.achieved)}: {watched.name} {shown(watched.name, value)} is "
+            f"{watched.gained(drop, dense).lstrip('+-')} behind the dense model's, more than {self.settings.max_drop}"
         )
         collapse = record.to_dict() | {"drop": None if math.isnan(drop) else drop}
         if self.settings.on_collapse == "stop":
@@ -153,11 +135,6 @@ class Guard:
 
     def _note(self, collapse: dict[str, Any], followed: str) -> None:
         self.trainer.progress.collapses.append(collapse | {"followed": followed})
-
-    def _said(self, drop: float) -> str:
-        if self.in_points:
-            return f"{drop * (1 if abs(self.trainer.progress.dense) > 1 else 100):.2f} points"
-        return f"{drop:.4g}"
 
     def roll_back(self) -> None:
         """Makes the model what it was at the end of the last step that held; steps and epochs count on."""

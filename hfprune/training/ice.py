@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import ConfigError
-from hfprune.report.tables import is_fraction, short_paths
+from hfprune.report.tables import short_paths
 from hfprune.strategy import Drop, Ice
 from hfprune.training.phases import Phase, StepRecord
 from hfprune.training.progress import shown, tell
@@ -67,17 +67,7 @@ class IceCourse:
         recovery = self.trainer.recovery
         if recovery is None:
             raise ConfigError(f"{key}: needs an eval_dataset to measure the metric on; {otherwise}")
-        if drop.points is not None and not self.in_points:
-            short = recovery.monitor.removeprefix("eval_")
-            raise ConfigError(
-                f"{key}: '{short}' is watched, which has no percentage points; set pruning.recovery.monitor to an "
-                f"accuracy, or give a fraction of the dense value, e.g. {key.rpartition('.')[2]}: {{relative: 0.05}}"
-            )
-
-    @property
-    def in_points(self) -> bool:
-        """Whether percentage points can be said of the metric watched."""
-        return is_fraction(self.trainer.recovery.monitor, ())
+        recovery.check_unit(key, drop)
 
     @property
     def found(self) -> dict[str, Any]:
@@ -120,11 +110,10 @@ class IceCourse:
         record.fine_tuned, words = True, ""
         if trainer.recovery is not None and trainer.recovery.best is not None:
             value, dense = trainer.recovery.best, self.found["dense"]
-            record.drop = dense - value if trainer.recovery.greater_is_better else value - dense
-            name = trainer.recovery.monitor.removeprefix("eval_")
+            record.drop, name = trainer.recovery.behind(value, dense), trainer.recovery.name
             words = f", {name} {shown(name, value)} ({self.difference(record.drop)})"
             if settings.trigger is not False:
-                record.fine_tuned = record.drop >= settings.trigger.of(dense, self.in_points)
+                record.fine_tuned = record.drop >= settings.trigger.of(dense, self.trainer.recovery.in_points)
         if record.fine_tuned:
             record.learning_rate = self.rate(phase)
             record.frozen = len(self.found.get("frozen", ()))
@@ -135,10 +124,8 @@ class IceCourse:
         return record.fine_tuned
 
     def difference(self, drop: float) -> str:
-        """A drop for a person, as what is won or lost against the dense model."""
-        if self.in_points:
-            return f"{-drop * (1 if abs(self.found['dense']) > 1 else 100) + 0.0:+.2f} points"
-        return f"{drop if not self.trainer.recovery.greater_is_better else -drop:+.4g}"
+        """A drop for a person."""
+        return self.trainer.recovery.gained(drop, self.found["dense"])
 
     def rate(self, phase: Phase) -> float:
         """The learning rate of a phase, by what is left of the model."""
