@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import unshared
@@ -53,6 +55,7 @@ def save_state(trainer: PruningTrainer, folder: Path, held: Held) -> None:
     values = {
         "format_version": FORMAT_VERSION,
         "pruning": trainer.pruning.model_dump(mode="json"),
+        "model": trainer.given_model,
         "digest": held.masks.digest(),
         "pattern": held.masks.pattern,
         "state": trainer.progress.to_dict(),
@@ -89,6 +92,11 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
         raise CheckpointError(f"'{path}' can't be read: {error}") from error
     if values["format_version"] > FORMAT_VERSION:
         raise CheckpointError(f"'{path}' was written by a newer version in format {values['format_version']}")
+    if values.get("model", trainer.given_model) != trainer.given_model:
+        raise CheckpointError(
+            f"'{folder}' was made of another model ({values['model']['class']}), or of this one in other sizes; resume "
+            f"with the model that the run began with"
+        )
     now = trainer.pruning.model_dump(mode="json")
     for key, value in values["pruning"].items():
         if now.get(key) != value:
@@ -123,3 +131,11 @@ def _own_parts(trainer: PruningTrainer, path: Path) -> dict[str, torch.Tensor]:
     like = trainer.model.state_dict()
     with safe_open(path, framework="pt") as file:
         return {name: part_of(file.get_tensor(name), like[name]).cpu() for name in file.keys()}  # noqa: SIM118
+
+
+def signature_of(model: nn.Module) -> dict[str, str]:
+    """What tells a model from others: its class, and a hash of the names and shapes of its tensors."""
+    tensors = [
+        (name, tuple(value.shape)) for name, value in sorted(model.state_dict().items()) if hasattr(value, "shape")
+    ]
+    return {"class": type(model).__name__, "shapes": hashlib.sha256(repr(tensors).encode()).hexdigest()}

@@ -44,7 +44,7 @@ from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
 from hfprune.training.shards import check_pruning
-from hfprune.training.state import load_state, save_state
+from hfprune.training.state import load_state, save_state, signature_of
 from hfprune.training.world import check_world
 
 
@@ -136,6 +136,7 @@ class PruningTrainer(PhasedTrainer):
     def _prepare_pruning(self) -> None:
         self.pruning, self.choice = decide(self.pruning, self.model, self.args, self.train_dataset)
         config = self.pruning
+        self.given_model = signature_of(self.model)
         self.method = method_of(self)
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         check_fits(self)

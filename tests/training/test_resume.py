@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import CheckpointError
 from hfprune.training.checkpoints import last_checkpoint
-from tests.training.setup import Digits, PlainNet, make_trainer
+from tests.training.setup import Digits, PlainNet, make_trainer, tiny_vit
 
 RUNS = {
     "phases": {"schedule": {"kind": "hybrid", "steps": 1}, "recovery": {"epochs": 2, "patience": 1}},
@@ -227,6 +227,14 @@ def test_another_configuration_is_refused_by_its_key(tmp_path):
     make_trainer(tmp_path).train()
     with pytest.raises(CheckpointError, match=r"pruning.target: .*\"ratio\": 0.8.*begin anew without --resume"):
         make_trainer(tmp_path, pruning={"target": 0.7}).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("pruning", [{}, {"granularity": "channel", "round_to": 1, "target": {"ratio": 0.5}}])
+def test_another_model_is_refused(tmp_path, pruning):
+    make_trainer(tmp_path, PlainNet(16), pruning=pruning).train()
+    for other in (PlainNet(12), tiny_vit()):
+        with pytest.raises(CheckpointError, match=r"made of another model .PlainNet., or of this one in other sizes"):
+            make_trainer(tmp_path, other, pruning=pruning).train(resume_from_checkpoint=True)
 
 
 def test_masks_that_were_tampered_with_are_refused(tmp_path):
