@@ -181,7 +181,7 @@ def campaign(name: str, kills: int, chance: random.Random, place: Path, console:
         last = tally.kills >= kills  # what was killed last is still to go on
         began, started, before = time.perf_counter(), time.time(), writes(folder)
         number = life(values, folder, log)
-        until = began + (600 if last else chance.uniform(0, length))
+        until = began + (600 if last else chance.uniform(0, length / 2))
         if not last and chance.random() < 1 / 3:  # a moment to let it get under way, then the next writing
             code = wait(number, until, None)
             code = code if code is not None else wait(number, until + length, folder)
