@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
     **dict.fromkeys(("counts", "pruner", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
-    "oneshot": 5.5,
+    **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
     **dict.fromkeys(("pipeline", "folders", "preview", "cli", "cli_compare"), 7),
     **dict.fromkeys(("terminal", "analysis", "remeasure"), 7),
