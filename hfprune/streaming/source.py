@@ -53,9 +53,7 @@ class Source:
         folder = Path(folder)
         config = read_config(folder)
         _refuse_other(folder, config)
-        found: dict[str, Place] = {}
-        for path in sorted(set(tensor_files(folder).values())):
-            found |= places(path)
+        found = _places(folder)
         source = cls(folder, config, found, _model(folder, config, found, with_buffers))
         source._look_up()
         return source
@@ -127,6 +125,18 @@ class Source:
                     f"'{self.folder}': '{original}' has the shape {self.places[original].shape}, and "
                     f"{type(model).__name__} takes {shapes[name]}"
                 )
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype, as torch calls it, that most of a checkpoint has."""
+    return str(_dtype(_places(folder))).removeprefix("torch.")
+
+
+def _places(folder: Path) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for path in sorted(set(tensor_files(folder).values())):
+        found |= places(path)
+    return found
 
 
 def _held(model: nn.Module) -> dict[str, str]:

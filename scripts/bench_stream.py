@@ -1,0 +1,105 @@
+"""Peak memory of pruning a checkpoint from files to files: a random Llama of a gigabyte in shards, bfloat16, on the CPU.
+
+python scripts/bench_stream.py [--criterion l1 wanda sparsegpt] [--layers 16] [--tokens 256] [--batches 8] [--folder F]
+
+Each criterion runs in a process of its own. Printed are the bound that it says before it starts, the peak of the
+process's memory above what it had just before (the libraries and the example batches were loaded), and the seconds.
+The checkpoints lie in a temporary folder, or in `--folder`, and go away at the end. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hfprune
+from hfprune.profiling import human_bytes
+
+SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 8}
+WORDS = {"vocab_size": 32_000, "tie_word_embeddings": True}
+
+
+def memory(key: str) -> int:
+    """A line of the process's status in bytes: `VmRSS` now, `VmHWM` at its peak since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def forget_peak() -> None:
+    """Lets the peak count from now on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def build(folder: Path, layers: int, answers: Any) -> None:
+    """The checkpoint with random weights, never held in another precision than bfloat16."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, **WORDS, num_hidden_layers=layers))
+    model.save_pretrained(folder, max_shard_size="200MB")
+    answers.put(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+
+
+def contender(folder: Path, criterion: str, options: argparse.Namespace, answers: Any) -> None:
+    """Prunes in this process, and puts what was measured into a queue."""
+    g = torch.Generator().manual_seed(0)
+    shape = (options.batch_size, options.tokens)
+    data = [{"input_ids": torch.randint(WORDS["vocab_size"], shape, generator=g)} for _ in range(options.batches)]
+    chosen = {"name": criterion} if criterion == "l1" else {"name": criterion, "batches": options.batches}
+    config = hfprune.PruningConfig(criterion=chosen, target=0.5, scope="global" if criterion == "l1" else "layer")
+    hfprune.prune_checkpoint  # noqa: B018  (imports what it needs)
+    output = folder.with_name(criterion)
+    before = memory("VmRSS")
+    forget_peak()
+    began = time.perf_counter()
+    report = hfprune.prune_checkpoint(folder, output, config, None if criterion == "l1" else data, say=lambda line: None)
+    seconds = time.perf_counter() - began
+    peak = memory("VmHWM")
+    shutil.rmtree(output)
+    answers.put({"bound": report.bound.peak, "above": peak - before, "seconds": seconds, "achieved": report.achieved})
+
+
+def in_a_process(target: Any, *args: Any) -> Any:
+    """What a function puts into a queue, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=target, args=(*args, answers))
+    process.start()
+    found = answers.get()
+    process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--criterion", nargs="+", default=["l1", "wanda", "sparsegpt"])
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--folder", help="where the checkpoints lie in the meantime; by default a temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        dense = Path(place) / "dense"
+        size = in_a_process(build, dense, options.layers)
+        table = Table(title=f"Llama of {human_bytes(size)} in {len(list(dense.glob('*.safetensors')))} shards")
+        for heading in ("criterion", "bound", "peak above the start", "seconds", "gone"):
+            table.add_column(heading, justify="left" if heading == "criterion" else "right")
+        for criterion in options.criterion:
+            found = in_a_process(contender, dense, criterion, options)
+            numbers = (human_bytes(found["bound"]), human_bytes(found["above"]), f"{found['seconds']:.0f}")
+            table.add_row(criterion, *numbers, f"{found['achieved']:.2%}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
