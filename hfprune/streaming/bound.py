@@ -46,6 +46,10 @@ class Bound:
         )
 
 
+GRAPH = 1 << 17
+"""Bytes a step of a model's graph, with what is found out about it."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the blocks are given, as the largest batch shows it.
@@ -81,6 +85,21 @@ def of_weights(source: Source, names: Iterable[str], work: int) -> Bound:
 
     largest = max(names, key=needed)
     return Bound(f"'{largest}' and its masks", needed(largest), 0, source.size)
+
+
+def of_units(source: Source, scored: Iterable[str], steps: int) -> Bound:
+    """Where one tensor at a time is scored and cut.
+
+    Args:
+        source: the checkpoint.
+        scored: names of the parameters that units are scored by.
+        steps: of the model's graph.
+    """
+    scored = list(scored)
+    elements = {name: source.model.get_parameter(name).numel() for name in scored}
+    needed = {name: source.bytes_of(name) + 16 * elements[name] for name in scored}
+    largest = max(needed, key=needed.get, default="")
+    return Bound(f"'{largest}', scored or cut, and the graph", needed.get(largest, 0) + GRAPH * steps, 0, source.size)
 
 
 def of_blocks(source: Source, stacks: list[Stack], outside: int, pruned: set[str], products: bool, seen: Seen) -> Bound:

@@ -22,6 +22,7 @@ from hfprune.streaming.blocks import StreamedVisit, Unchanged
 from hfprune.streaming.bound import Bound, of_weights
 from hfprune.streaming.result import Result
 from hfprune.streaming.source import Source
+from hfprune.streaming.units import StreamedUnits, bound_of, config_values, cut, lay_out, write
 from hfprune.streaming.weights import NOTHING, StreamedPruner
 
 POINTWISE, WHOLE = 4, 64
@@ -39,7 +40,8 @@ class StreamReport:
         achieved: the fraction that is gone, of what the target measures.
         units: how many units there were, and `pruned` how many are gone.
         bound: the most memory that it could take.
-        sparsity: the checkpoint's name of each masked tensor → what its metadata says of it.
+        sparsity: the checkpoint's name of each masked tensor → what its metadata says of it; empty for removals.
+        note: where the target was not met within 2 %: what stood in the way.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class StreamReport:
     pruned: int
     bound: Bound
     sparsity: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    note: str = ""
 
     def table(self) -> Table:
         """One row a tensor; printable by rich."""
@@ -95,13 +98,21 @@ def prune_checkpoint(
     """
     folder, output = Path(folder), Path(output)
     _check(folder, output, config, sparse)
+    way = _removed if config.is_structural else _masked
+    return way(folder, output, config, data, sparse, progress or _silent, say)
+
+
+def _masked(
+    folder: Path, output: Path, config: PruningConfig, data: Any, sparse: str | None, progress: Tell, say: Say
+) -> StreamReport:
+    """Zeros in tensors of the same shapes."""
     source = Source.open(folder, with_buffers=data is not None)
     pruner = StreamedPruner(source, config)
     (target,) = config.targets()
     with side_folder(output, replaces=WEIGHTS_FILES) as side:
         result = Result(source, side, pruner)
         way = _blocks if pruner.visits else _weights
-        bound = way(result, pruner, target, data, progress or _silent, say)
+        bound = way(result, pruner, target, data, progress, say)
         result.copy_the_rest()
         block = build_block(source.model, config, MaskSet({}), target)
         block["sparsity"] = dict(sorted(result.records.items()))
@@ -110,6 +121,27 @@ def prune_checkpoint(
             store(side, side, sparse=True)
     units = pruner.total_units
     return StreamReport(output, result.gone / units, units, result.gone, bound, block["sparsity"])
+
+
+def _removed(
+    folder: Path, output: Path, config: PruningConfig, data: Any, sparse: str | None, progress: Tell, say: Say
+) -> StreamReport:
+    """Smaller tensors of a stock model."""
+    if sparse is not None:
+        raise ConfigError("sparse: what is removed leaves no zeros to store; leave it out")
+    source = Source.open(folder)
+    pruner = StreamedUnits(source, config)
+    bound = bound_of(pruner)
+    say(str(bound))
+    progress("scoring", 0, 1)
+    (target,) = pruner.targets()
+    kept, reached, note = cut(pruner, target)
+    with side_folder(output, replaces=WEIGHTS_FILES) as side:
+        result = lay_out(source, pruner.plan, kept, side)
+        write(result, kept, progress)
+        result.copy_the_rest()
+        result.finish(config_values(source))
+    return StreamReport(output, reached, pruner.total_units, pruner.gone_units(), bound, note=note)
 
 
 def _check(folder: Path, output: Path, config: PruningConfig, sparse: str | None) -> None:
@@ -121,7 +153,8 @@ def _check(folder: Path, output: Path, config: PruningConfig, sparse: str | None
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
     if config.strategy is not None:
         raise ConfigError("pruning.strategy: fine-tuning between steps needs the whole model; leave the strategy out")
-    if config.schedule.every is not None or len(config.targets()) > 1:
+    steps = 1 if config.target is not None and config.target.fraction is None else len(config.targets())
+    if config.schedule.every is not None or steps > 1:
         raise ConfigError("pruning.schedule: steps without fine-tuning between them have no use; give one_shot")
 
 

@@ -29,25 +29,30 @@ class Result:
     Attributes:
         source: the dense checkpoint.
         folder: where the new one is written.
-        pruner: says what a unit is.
+        pruner: says what a unit is, where tensors are masked.
+        places: the name of every tensor in the new files → a place that says its file's name, dtype and shape; by
+            default as in the dense checkpoint.
+        origins: those names → the dense checkpoint's.
         records: the checkpoint's name of a masked tensor → what the block says of it.
         gone: how many units are gone.
     """
 
     source: Source
     folder: Path
-    pruner: StreamedPruner
+    pruner: StreamedPruner | None
     places: dict[str, Place] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     gone: int = 0
 
     def __post_init__(self) -> None:
         self.places = self.places or dict(self.source.places)
+        self.origins = self.origins or {name: name for name in self.places}
         layout: dict[str, dict[str, Place]] = {}
         for name, place in self.places.items():
             layout.setdefault(place.path.name, {})[name] = place
-        origins = {place.path.name: place.path for place in self.source.places.values()}
-        self.writer = ShardWriter(self.folder, layout, {file: metadata(origins[file]) for file in layout})
+        notes = {place.path.name: metadata(place.path) for place in self.places.values()}
+        self.writer = ShardWriter(self.folder, layout, notes)
 
     def put_masked(self, name: str, value: torch.Tensor) -> None:
         """Writes a tensor of the model whose pruned elements are zero, and records where its zeros are."""
@@ -60,7 +65,7 @@ class Result:
     def copy_the_rest(self) -> None:
         """Copies the tensors that are not written yet."""
         for name in self.writer.unwritten():
-            self.writer.copy(name, self.source.places[name])
+            self.writer.copy(name, self.source.places[self.origins[name]])
 
     def finish(self, config: dict[str, Any]) -> None:
         """Writes the config and the index, and copies what belongs to the model, such as its tokenizer."""
