@@ -17,6 +17,12 @@ def compare(
     schedules: Annotated[
         str | None, typer.Option(metavar="one_shot,hybrid", help="Instead of compare.schedules.")
     ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="unstructured,low_rank", help="Instead of compare.methods.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar=".7,.3", help="With methods: what is left; instead of compare.sizes.")
+    ] = None,
     ratios: Annotated[str | None, typer.Option(metavar=".8,.92", help="What goes; instead of compare.ratios.")] = None,
     criteria: Annotated[str | None, typer.Option(metavar="l1,taylor", help="Instead of the recipe's.")] = None,
     budget: Annotated[
@@ -35,12 +41,12 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", help="Begin a grid of more than 60 runs, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs, and which of them are complete.")] = False,
 ) -> None:
-    """Run schedules, ratios and criteria side by side over seeds, and say which won; the same command goes on."""
+    """Run methods, schedules, ratios and criteria side by side, and say which won; the same command goes on."""
     with one_line_errors("the same command goes on where it stopped"):
         from hfprune.grid import overrides_of
         from hfprune.recipe import Recipe
 
-        grid = overrides_of(schedules, ratios, criteria, budget, patience, seeds, steps)
+        grid = overrides_of(schedules, ratios, criteria, budget, patience, seeds, steps, methods, sizes)
         loaded = Recipe.from_yaml(recipe, [*(overrides or []), *grid])
         quiet_libraries()
         from hfprune.analysis.strategies import compare as run

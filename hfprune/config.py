@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfprune import schedules
+from hfprune.drop import Drop, points
 from hfprune.errors import ConfigError
 from hfprune.granularity import STRUCTURAL, parse_granularity
 from hfprune.registry import did_you_mean
@@ -103,6 +104,10 @@ class Recovery(StrictModel):
         restore_best: end each phase on its best evaluated weights, those right after pruning included.
         distill: let the dense model teach: `{temperature: 2, alpha: 0.5}`. Costs a second copy of the weights in memory
             and a forward pass of the dense model a batch.
+        max_drop: how far the monitored metric may be behind the dense model's at the end of a step: percentage points
+            (`3`), or a fraction of the dense value (`{relative: 0.05}`).
+        on_collapse: what follows where it is further: `rollback` ends on the last step that held, `halve_step` goes on
+            from there with half the step (down to an eighth), `stop` ends on the step as it is.
     """
 
     epochs: Annotated[float, Field(ge=0)] | list[Annotated[float, Field(ge=0)]] | None = None
@@ -114,6 +119,8 @@ class Recovery(StrictModel):
     learning_rate: Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] | None = None
     restore_best: bool = True
     distill: Distillation | None = None
+    max_drop: Annotated[Drop | None, BeforeValidator(points)] = None
+    on_collapse: Literal["rollback", "halve_step", "stop"] = "rollback"
 
     @field_validator("distill", mode="before")
     @classmethod
@@ -124,6 +131,8 @@ class Recovery(StrictModel):
     def _consistent(self) -> Recovery:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("steps: give either epochs or steps, not both")
+        if self.max_drop is None and self.on_collapse != "rollback":
+            raise ValueError("on_collapse: nothing collapses without a max_drop; give one, or leave it out")
         for name in ("epochs", "steps", "patience", "learning_rate"):
             if getattr(self, name) == []:
                 raise ValueError(f"{name}: an empty list says nothing; give at least one value")

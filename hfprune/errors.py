@@ -25,8 +25,19 @@ class TrainingDiverged(HfpruneError, RuntimeError):
     """The loss stopped being a finite number."""
 
 
+class Collapsed(HfpruneError, RuntimeError):
+    """No pruning step kept the metric as near to the dense model's as it was to stay."""
+
+
 class NotReachable(HfpruneError, OSError):
     """Something lies on the Hub or goes there, and the Hub could not be reached or refused."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception, so that what is half written is cleaned up; the exit code is 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
 
 
 def and_more(names: list[str]) -> str:

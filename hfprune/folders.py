@@ -19,6 +19,21 @@ from hfprune.recipe import Recipe, load_yaml
 
 LOCK_FILE = ".run.lock"
 """Held by the run that is at work in a folder."""
+_FREE = {
+    f"training.{name}"
+    for name in (
+        "per_device_train_batch_size",  # with another number of processes; a checkpoint checks their product
+        "gradient_accumulation_steps",
+        "per_device_eval_batch_size",
+        "dataloader_num_workers",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "save_total_limit",
+        "use_cpu",
+    )
+}
+"""Keys that may differ where a run goes on: they say how it is carried out, and not what comes of it."""
 
 
 @contextmanager
@@ -78,7 +93,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     before = Recipe.parse(load_yaml(path.read_text(encoding="utf-8"))).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     for key, old, new in differences(before, now):
-        if not key.startswith("output."):
+        if not key.startswith("output.") and key not in _FREE:
             raise ConfigError(
                 f"{key}: {new!r} now, but the run in '{folder}' was begun with {old!r}; "
                 f"resume with the same recipe, or leave out --resume to begin anew"

@@ -1,4 +1,5 @@
-"""Grid: which schedules, ratios and criteria a comparison runs, over which seeds, and how long each run fine-tunes."""
+"""Grid: which methods, schedules, ratios and criteria a comparison runs, over which seeds, and how long each run
+fine-tunes."""
 
 from __future__ import annotations
 
@@ -13,18 +14,25 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hfprune import schedules
 from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
+from hfprune.methods import UNSTRUCTURED, Method, check_names, named
 from hfprune.registry import did_you_mean
 from hfprune.strict import StrictModel, one_line
 
 Epochs = Annotated[float, Field(ge=0)]
+DEFAULT_RATIOS = [0.5, 0.7, 0.8, 0.88, 0.92, 0.96]
+DEFAULT_SIZES = [0.7, 0.5, 0.3]
 
 
 class Grid(StrictModel):
-    """The recipe's `compare:` section: every schedule at every ratio with every criterion, each with every seed.
+    """The recipe's `compare:` section: every schedule at every ratio with every criterion, each with every seed; with
+    `methods` also every method, at every size in place of a ratio.
 
     Attributes:
+        methods: names, or maps (`hfprune.methods.Method`).
         schedules: names of schedules.
         ratios: the fractions that go of what the recipe's target measures, each in (0, 1).
+        sizes: with methods, instead of ratios: the fractions of all the dense model's parameters, embeddings included,
+            that are left and are not zero, each in (0, 1); by default .7, .5 and .3.
         criteria: names, or maps as in `pruning.criterion`; by default the recipe's own.
         seeds: how many; the first is `training.seed`, the others follow it.
         steps: the pruning steps of the iterative schedules; the hybrid's large first one is among them.
@@ -34,8 +42,10 @@ class Grid(StrictModel):
         patience: instead: every step fine-tunes until so many evaluations brought nothing.
     """
 
+    methods: list[Method] | None = None
     schedules: list[str] = Field(default_factory=lambda: ["one_shot", "constant", "geometric", "hybrid"])
-    ratios: list[float] = Field(default_factory=lambda: [0.5, 0.7, 0.8, 0.88, 0.92, 0.96])
+    ratios: list[float] | None = None
+    sizes: list[float] | None = None
     criteria: list[str | dict[str, Any]] | None = None
     seeds: Annotated[int, Field(ge=1)] = 3
     steps: Annotated[int, Field(ge=2, le=10_000)] | None = None
@@ -53,14 +63,25 @@ class Grid(StrictModel):
                 raise ValueError(f"unknown schedule '{name}'; {did_you_mean(name, schedules.schedules)}")
         return _some(names)
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _bare_names(cls, methods: Any) -> Any:
+        return named(methods)
+
+    @field_validator("methods")
+    @classmethod
+    def _differ(cls, methods: list[Method] | None) -> list[Method] | None:
+        return methods if methods is None else check_names(methods)
+
     @field_validator("ratios")
     @classmethod
-    def _fractions(cls, ratios: list[float]) -> list[float]:
-        for ratio in ratios:
-            if not 0 < ratio < 1:
-                hint = f"; {ratio:g} % is {ratio / 100:g}" if 1 < ratio < 100 else ""
-                raise ValueError(f"{ratio:g} must be the fraction that goes, between 0 and 1{hint}")
-        return sorted(_some(ratios))
+    def _fractions(cls, ratios: list[float] | None) -> list[float] | None:
+        return ratios if ratios is None else sorted(_shares(ratios, "that goes"))
+
+    @field_validator("sizes")
+    @classmethod
+    def _fractions_left(cls, sizes: list[float] | None) -> list[float] | None:
+        return sizes if sizes is None else sorted(_shares(sizes, "that is left"), reverse=True)
 
     @field_validator("criteria", "budget")
     @classmethod
@@ -73,7 +94,18 @@ class Grid(StrictModel):
             raise ValueError("patience: give either budget or patience, not both")
         if self.steps is not None and self.largest_step is not None:
             raise ValueError("largest_step: give either steps or largest_step, not both")
+        if self.methods is None and self.sizes is not None:
+            raise ValueError("sizes: need methods, such as [unstructured, structured, low_rank]; or give ratios")
+        if self.methods is not None and self.ratios is not None:
+            raise ValueError("ratios: methods are compared at sizes, the fraction that is left; give sizes instead")
         return self
+
+    @property
+    def targets(self) -> list[float]:
+        """The fractions that go; with methods, of all parameters."""
+        if self.methods is None:
+            return self.ratios or DEFAULT_RATIOS
+        return [round(1 - size, 9) for size in self.sizes or DEFAULT_SIZES]
 
     @property
     def budgets(self) -> list[float | None]:
@@ -84,7 +116,8 @@ class Grid(StrictModel):
         """Every run of the grid, seed by seed, so that an early end leaves all strategies alike.
 
         Args:
-            pruning: the recipe's section, of which schedule, target, criterion and recovery's length are replaced.
+            pruning: the recipe's section, of which schedule, target, criterion and recovery's length are replaced, and
+                with methods the granularity.
             first_seed: the recipe's.
 
         Raises:
@@ -101,26 +134,39 @@ class Grid(StrictModel):
                 raise ConfigError("compare.budget: missing; say how many epochs of fine-tuning a run may take in all "
                                   "(--budget 10), or when a step ends (--patience 2)")  # fmt: skip
         seeds = range(first_seed, first_seed + self.seeds)
-        criteria = self.criteria or [pruning.criterion]
-        cells = [
-            Cell(kind, ratio, criterion, seed, budget, patience, self._pruning(pruning, kind, ratio, criterion))
-            for seed, budget, ratio, criterion, kind in product(
-                seeds, self.budgets, self.ratios, criteria, self.schedules
-            )
-        ]
+        cells = []
+        for seed, budget, ratio, (method, criterion), kind in product(
+            seeds, self.budgets, self.targets, self._choices(pruning), self.schedules
+        ):
+            config = self._pruning(pruning, kind, ratio, criterion, method)
+            cells.append(Cell(kind, ratio, criterion, seed, budget, patience, config, method))
         return list({cell.key: cell for cell in cells}.values())
 
-    def _pruning(self, base: PruningConfig, kind: str, ratio: float, criterion: Any) -> PruningConfig:
+    def _choices(self, pruning: PruningConfig) -> list[tuple[Method | None, Any]]:
+        """Each method with each of its criteria."""
+        if self.methods is None:
+            return [(None, criterion) for criterion in self.criteria or [pruning.criterion]]
+        return [(m, criterion) for m in self.methods for criterion in m.criteria_or(self.criteria, pruning.criterion)]
+
+    def _pruning(
+        self, base: PruningConfig, kind: str, ratio: float, criterion: Any, method: Method | None
+    ) -> PruningConfig:
         schedule: dict[str, Any] = {"kind": kind}
         if kind != "one_shot":
             schedule |= self._steps(kind, ratio)
         measured = base.target.kind if base.target is not None else "ratio"
+        own: dict[str, Any] = {}
+        if method is not None:
+            measured = "ratio" if method.kind == UNSTRUCTURED else "params"
+            own = {"granularity": method.config_granularity}
         target = {measured: ratio if measured == "ratio" else round(1 - ratio, 9)}
-        values = base.model_dump(exclude_unset=True) | {"criterion": criterion, "target": target, "schedule": schedule}
+        own |= {"criterion": criterion, "target": target, "schedule": schedule}
+        values = base.model_dump(exclude_unset=True) | own
         try:
             return PruningConfig.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(one_line(error, "pruning")) from error
+            where = "pruning" if method is None else f"compare.methods.{method.name}"
+            raise ConfigError(one_line(error, where)) from error
 
     def _steps(self, kind: str, ratio: float) -> dict[str, int]:
         """So many steps for a schedule; a hybrid's are counted without its first."""
@@ -139,6 +185,7 @@ class Cell:
         budget: epochs of fine-tuning in all; None where patience ends every step.
         patience: evaluations without improvement that end a step; one, or one a step.
         pruning: what all that is for the recipe, its length of recovery apart.
+        method: where methods are compared; the ratio is then of all parameters (`analysis.methods.fitted`).
     """
 
     schedule: str
@@ -148,6 +195,12 @@ class Cell:
     budget: float | None
     patience: int | list[int] | None
     pruning: PruningConfig
+    method: Method | None = None
+
+    @property
+    def size(self) -> float:
+        """The fraction that is left."""
+        return round(1 - self.ratio, 9)
 
     @property
     def criterion_words(self) -> str:
@@ -165,15 +218,22 @@ class Cell:
     @property
     def words(self) -> str:
         """The run for a person."""
-        return f"{self.criterion_words} {self.schedule} {self.ratio:.4g}, {self.length_words}, seed {self.seed}"
+        what = f"{self.criterion_words} {self.schedule} {self.ratio:.4g}"
+        if self.method is not None:
+            what = f"{self.method.name} {self.criterion_words} {self.schedule} at {self.size:.4g}"
+        return f"{what}, {self.length_words}, seed {self.seed}"
 
     @property
     def key(self) -> str:
         """The name of the run's folder: the same for the same run, and for no other of the same model and data."""
         facts = [self.pruning.model_dump(mode="json", exclude_defaults=True), self.seed, self.budget, self.patience]
+        what = f"{self.pruning.criterion_name}-{self.schedule}-{self.ratio:g}"
+        if self.method is not None:
+            facts.append([self.method.name, self.method.is_open])
+            what = f"{self.method.name}-{self.pruning.criterion_name}-{self.schedule}-{self.size:g}"
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         length = f"{self.budget:g}ep" if self.budget is not None else "patience"
-        return f"{self.pruning.criterion_name}-{self.schedule}-{self.ratio:g}-{length}-seed{self.seed}-{digest}"
+        return f"{what}-{length}-seed{self.seed}-{digest}"
 
     def shares(self, steps: int) -> list[float]:
         """The part of the budget that each of so many steps gets: alike, but half of it for the hybrid's first."""
@@ -201,6 +261,15 @@ class Cell:
         return lengths
 
 
+def _shares(values: list[float], words: str) -> list[float]:
+    """Fractions, each once; a ValueError where one is none."""
+    for value in values:
+        if not 0 < value < 1:
+            hint = f"; {value:g} % is {value / 100:g}" if 1 < value < 100 else ""
+            raise ValueError(f"{value:g} must be the fraction {words}, between 0 and 1{hint}")
+    return _some(values)
+
+
 def _some(values: list) -> list:
     """The values, each once; a ValueError where there are none."""
     if not values:
@@ -220,16 +289,20 @@ def overrides_of(
     patience: int | None = None,
     seeds: int | None = None,
     steps: int | None = None,
+    methods: str | None = None,
+    sizes: str | None = None,
 ) -> list[str]:
     """Overrides of a recipe's `compare:` section from the command line's options; lists have commas.
 
     Of two keys that exclude each other the one that is given takes the place of the recipe's.
     """
     lists = {"schedules": schedules, "ratios": ratios, "criteria": criteria, "budget": budget}
+    lists |= {"methods": methods, "sizes": sizes}
     said = {key: f"[{text}]" for key, text in lists.items() if text is not None}
     numbers = {"patience": patience, "seeds": seeds, "steps": steps}
     said |= {key: str(number) for key, number in numbers.items() if number is not None}
-    for one, other in (("budget", "patience"), ("patience", "budget"), ("steps", "largest_step")):
+    excluding = (("budget", "patience"), ("patience", "budget"), ("steps", "largest_step"), ("methods", "ratios"))
+    for one, other in excluding:
         if one in said and other not in said:
             said[other] = "null"
     return [f"compare.{key}={text}" for key, text in said.items()]

@@ -11,6 +11,7 @@ from torch import nn
 
 from hfprune.bits import PackedTensors, mask_hash, unpack_bits
 from hfprune.errors import CheckpointError
+from hfprune.sharding import AcrossProcesses, joined, local, part_of, reshard
 
 
 class Sparsity(NamedTuple):
@@ -37,7 +38,7 @@ class MaskSet:
     def __init__(self, kept: Mapping[str, torch.Tensor], pattern: str = "unstructured"):
         self.kept = PackedTensors(kept)
         self.pattern = pattern
-        self._bound: list[nn.Parameter] = []
+        self._bound: list[torch.Tensor] = []
         self._factors: list[torch.Tensor] = []
 
     def __len__(self) -> int:
@@ -69,15 +70,17 @@ class MaskSet:
         return {name: Sparsity(kept.numel(name) - kept.count(name), kept.numel(name), self.pattern) for name in kept}
 
     def bind(self, model: nn.Module) -> MaskSet:
-        """Takes hold of the model's parameters as they are now; `enforce` acts on these.
+        """Takes hold of the model's parameters as they are now; `enforce` acts on these, or on the parts that lie here.
 
         Raises:
             CheckpointError: a masked parameter is not in the model or has another shape.
         """
+        reshard(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._bound, self._factors = [], []
         for name in self.kept:
             parameter, shape = parameters.get(name), self.kept.packed(name).shape
+            parameter = None if parameter is None else local(parameter)
             if parameter is None or parameter.shape != shape:
                 found = "is not there" if parameter is None else f"has the shape {tuple(parameter.shape)}"
                 raise CheckpointError(f"the mask of '{name}' {tuple(shape)} does not fit: the parameter {found}")
@@ -125,7 +128,10 @@ class MaskSet:
         for name in packed:
             if name not in parameters:
                 raise CheckpointError(f"a mask was saved for '{name}', which the model does not have")
-        return cls({name: unpack_bits(bits, parameters[name].shape) for name, bits in packed.items()}, pattern)
+        kept = PackedTensors()
+        for name, bits in packed.items():
+            kept[name] = unpack_bits(bits, parameters[name].shape)
+        return cls(kept, pattern)
 
     @classmethod
     def from_zeros(cls, model: nn.Module, names: list[str], pattern: str) -> MaskSet:
@@ -134,6 +140,58 @@ class MaskSet:
         return cls({name: parameters[name].detach() != 0 for name in names if name in parameters}, pattern)
 
 
-def _factor(mask: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+class ShardedMaskSet(MaskSet):
+    """The masks of a model whose parameters are sharded: every process holds those of its own parts.
+
+    What is counted is counted over all processes. They make it together.
+
+    Args:
+        kept: the masks of the parts that lie here.
+        model: the sharded model.
+        across: its processes.
+        pattern: as in MaskSet.
+    """
+
+    def __init__(
+        self, kept: Mapping[str, torch.Tensor], model: nn.Module, across: AcrossProcesses, pattern: str = "unstructured"
+    ):
+        super().__init__(kept, pattern)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._like = {name: parameters[name] for name in self.kept}
+        counts = across.sum(torch.tensor([self.kept.count(name) for name in self.kept], dtype=torch.int64))
+        self._count = dict(zip(self.kept, counts.tolist(), strict=True))
+
+    @classmethod
+    def of_whole(cls, masks: MaskSet, model: nn.Module, across: AcrossProcesses) -> ShardedMaskSet:
+        """The parts of whole masks that belong to the parts of the model that lie here."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parts = PackedTensors()
+        for name in masks:
+            parts[name] = part_of(masks.kept[name], parameters[name])
+        return cls(parts, model, across, masks.pattern)
+
+    @property
+    def zeros(self) -> int:
+        return sum(found.zeros for found in self.sparsity().values())
+
+    @property
+    def numel(self) -> int:
+        return sum(parameter.numel() for parameter in self._like.values())
+
+    def sparsity(self) -> dict[str, Sparsity]:
+        sizes = {name: parameter.numel() for name, parameter in self._like.items()}
+        return {name: Sparsity(size - self._count[name], size, self.pattern) for name, size in sizes.items()}
+
+    def joined(self, keep: bool) -> MaskSet:
+        """The whole masks, gathered one after another by all processes together; for those that `keep` them."""
+        whole = PackedTensors()
+        for name in self.kept:
+            full = joined(self.kept[name], self._like[name])
+            if keep:
+                whole[name] = full.cpu()
+        return MaskSet(whole, self.pattern)
+
+
+def _factor(mask: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """What the parameter is multiplied with: on a GPU of its own dtype, which the fused kernel needs."""
     return mask.to(parameter.dtype) if parameter.device.type == "cuda" else mask

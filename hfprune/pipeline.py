@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,11 @@ from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
 from hfprune.report.tables import comparison_table, removed_table, sizes_table, steps_table, strategy_sentence
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
+from hfprune.training.checkpoints import clear, last_checkpoint
 from hfprune.training.family import measured_sizes
+from hfprune.training.logs import part_runs
 from hfprune.training.phases import numbers
 from hfprune.training.rehearsal import check_watched, nothing_made, rehearse
-from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 from hfprune.training.world import check_world
 
@@ -119,11 +119,14 @@ def _carry_out(job: Job, resume: bool) -> None:
     began = time.perf_counter()
     with emissions(follow=whole and PartialState().is_main_process) as spent:
         dense_metric = train_dense(job, resume)
-        dense = copy.deepcopy(job.model).cpu()
+        dense = job.trainer.copied_model()
         if last is not None and PartialState().is_main_process:
             console.print(f"resuming from {last}", highlight=False)
         job.trainer.train(resume_from_checkpoint=str(last) if last else None)
         pruned_metric = numbers(job.trainer.evaluate())
+    if job.trainer.shards is not None:
+        job.trainer.end_sharding()
+        job = replace(job, model=job.trainer.model)
     if PartialState().is_main_process:
         # One process measures while the others rest.
         seconds = {"seconds": round(time.perf_counter() - began, 3)} if whole else {}
@@ -161,6 +164,7 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
             loaded, data, metrics, _arguments(recipe, metrics), recipe.pruning, recipe.output.push_every_step
         )
         rehearse(trainer, keys)
+    trainer.saving = _saving(recipe)
     if console is not None:
         trainer.tell = partial(console.print, markup=False, highlight=False)
     if trainer.choice and trainer.is_world_process_zero():
@@ -220,19 +224,23 @@ def train_dense(job: Job, resume: bool) -> dict[str, float]:
     if resume and (folder / DENSE_FILE).is_file():
         state = from_pretrained(folder, job.model if _is_own(job.model) else None).state_dict()
         job.model.load_state_dict(state)
+        if PartialState().is_main_process:
+            clear(folder)  # what a kill left
         return json.loads((folder / DENSE_FILE).read_text(encoding="utf-8"))["metric"]
     trainer = make_trainer(job.loaded, job.data, job.metrics, _dense_arguments(job.recipe, job.metrics))
     last = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     metric = numbers(trainer.evaluate())
+    part_runs(trainer.callback_handler)
+    with trainer.whole_model() as model:
+        if PartialState().is_main_process:
+            save_pretrained(model, folder, processing_class=job.loaded.processing_class)
     if PartialState().is_main_process:
-        save_pretrained(job.model, folder, processing_class=job.loaded.processing_class)
         write_text(
             folder / DENSE_FILE,
             json.dumps({"metric": metric, "optimizer_steps": trainer.state.global_step}, indent=2) + "\n",
         )
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        clear(folder)
     return metric
 
 
@@ -254,6 +262,7 @@ def _report(
         "pruned": {"metric": pruned_metric, **after.to_dict()},
         "steps": [step.to_dict() for step in trainer.steps],
         "sparsity": block_of(model)["sparsity"],
+        **({"collapses": trainer.progress.collapses} if trainer.progress.collapses else {}),
         **trainer.method.report(),
         **({"strategy": trainer.course.report()} if trainer.course is not None else {}),
         **_sizes(job, dense, dense_metric),
@@ -311,11 +320,9 @@ def _measure_both(job: Job, dense: nn.Module, pruned: nn.Module) -> tuple[Measur
 def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
     """Writes the whole result to the side, proves that it loads again, and moves it into place."""
     with side_folder(job.folder) as side:
-        output, tokens = job.recipe.output, job.loaded.processing_class
-        options = {"sparse": output.sparse, "remote_code": output.remote_code}
-        save_pretrained(job.model, side, job.trainer.masks, tokens, **options)
+        save_pretrained(job.model, side, job.trainer.masks, job.loaded.processing_class, **_saving(job.recipe))
         _prove(job, side, dense)
-        if output.sparse is not None:
+        if job.recipe.output.sparse is not None:
             report["stored_sparse"] = True
             report["pruned"]["bytes"] = sum(file.stat().st_size for file in side.glob("*.safetensors"))
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
@@ -326,6 +333,11 @@ def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
             units_plot(report, side / "units.png")
         trajectory_plot(report, side / "trajectory.png")
         write_card(side, report, name=job.folder.resolve().name, template=job.recipe.output.template)
+
+
+def _saving(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe wants checkpoints to be stored."""
+    return {"sparse": recipe.output.sparse, "remote_code": recipe.output.remote_code}
 
 
 def _prove(job: Job, folder: Path, dense: nn.Module) -> None:

@@ -25,6 +25,7 @@ from hfprune.masks import MaskSet
 from hfprune.originals import Originals
 from hfprune.profiling import example_batch
 from hfprune.selection import LayerScores, pattern_candidates, select, select_each, select_rows
+from hfprune.sharding import ALONE, Across
 from hfprune.units import block_sums, count_units, expand
 from hfprune.weights import Weight, check_pattern, prunable_weights, scorable
 
@@ -216,7 +217,7 @@ class Pruner:
         if self.config.scope == "layer":
             gone |= select_each(rest, {layer.name: self.counts.layer(layer.name, target) for layer in rest})
         elif rest:
-            wanted = round(target * sum(layer.units for layer in rest))
+            wanted = round(target * sum(self.units[layer.name] for layer in rest))
             gone |= select(rest, max(wanted, sum(layer.already for layer in rest)))
         return gone
 
@@ -227,7 +228,7 @@ class Pruner:
         gone = {}
         goals = self.counts.goals(target, masks)
         for name, weight in self.weights.items():
-            scores = weight.as_matrix(self._terms(weight, statistics[name], finish=True))
+            scores = weight.as_matrix(self._terms(weight, weight.parameter.detach(), statistics[name], finish=True))
             before = masks.gone(name)
             chosen = select_rows(scores, goals[name].count, None if before is None else weight.as_matrix(before))
             gone[name] = weight.from_matrix(chosen).contiguous()
@@ -239,43 +240,64 @@ class Pruner:
         newly = {layer.name: int(gone[layer.name].sum()) for layer in layers}
         open_layers = [layer for layer in layers if newly[layer.name] > layer.already]
         emptied = [layer.name for layer in open_layers if newly[layer.name] == layer.units]
-        if emptied:
-            which = f"'{emptied[0]}'{and_more(emptied)}"
-            hint = "min_kept keeps a part of every layer"
-            warnings.warn(f"pruning.criterion: '{name}' removes all of {which}; {hint}", stacklevel=5)
+        self._warn_of_emptied(emptied)
         if alike := [layer.name for layer in open_layers if layer.name not in emptied and layer.all_equal()]:
             warn_of_equal(name, alike)
+
+    def _warn_of_emptied(self, emptied: list[str]) -> None:
+        if emptied:
+            which, name = f"'{emptied[0]}'{and_more(emptied)}", self.config.criterion_name
+            hint = "min_kept keeps a part of every layer"
+            warnings.warn(f"pruning.criterion: '{name}' removes all of {which}; {hint}", stacklevel=6)
 
     def _select_pattern(
         self, target: float, masks: MaskSet, statistics: dict[str, tuple[torch.Tensor, ...]]
     ) -> dict[str, torch.Tensor]:
         """N:M: the whole pattern at the final target; before it, an exact part of it, the lowest scores first."""
         gone = {}
-        final = target >= self.config.ratio
         for name, weight in self.weights.items():
-            scores = weight.input_last(self._terms(weight, statistics[name], finish=True))
-            before = masks.gone(name)
-            before = None if before is None else weight.input_last(before)
-            candidates = pattern_candidates(scores, self.shape.kept, self.shape.group, before)
-            if final:
-                gone[name] = candidates
-                continue
-            flat = scores.reshape(-1)
-            layer = LayerScores(
-                name,
-                flat.numel(),
-                lambda start, stop, flat=flat: flat[start:stop],
-                gone=None if before is None else before.reshape(-1),
-                candidates=candidates.reshape(-1),
-            )
-            chosen = select_each([layer], {name: self.counts.layer(name, target)})
-            gone[name] = chosen[name].view(scores.shape)
+            scores = self._terms(weight, weight.parameter.detach(), statistics[name], finish=True)
+            gone[name] = self._pattern(weight, scores, masks.gone(name), target)
         return gone
 
-    def _terms(self, weight: Weight, statistics: tuple[torch.Tensor, ...], finish: bool = False) -> torch.Tensor:
-        """The terms of a whole layer, in the weight's shape."""
-        value = scorable(weight.parameter.detach())
-        terms = self.criterion.terms(weight.name, value, *statistics)
+    def _pattern(
+        self,
+        weight: Weight,
+        scores: torch.Tensor,
+        before: torch.Tensor | None,
+        target: float,
+        across: Across = ALONE,
+    ) -> torch.Tensor:
+        """What N:M removes of a weight, with the input dimension last.
+
+        Args:
+            weight: which one.
+            scores: of its elements, or of the rows that lie here.
+            before: what is gone already, in the same shape.
+            target: the cumulative target.
+            across: the processes that hold the other rows.
+        """
+        name, scores = weight.name, weight.input_last(scores)
+        before = None if before is None else weight.input_last(before)
+        candidates = pattern_candidates(scores, self.shape.kept, self.shape.group, before)
+        if target >= self.config.ratio:
+            return candidates
+        flat = scores.reshape(-1)
+        layer = LayerScores(
+            name,
+            flat.numel(),
+            lambda start, stop: flat[start:stop],
+            gone=None if before is None else before.reshape(-1),
+            candidates=candidates.reshape(-1),
+            across=across,
+        )
+        return select_each([layer], {name: self.counts.layer(name, target)})[name].view(scores.shape)
+
+    def _terms(
+        self, weight: Weight, value: torch.Tensor, statistics: tuple[torch.Tensor, ...], finish: bool = False
+    ) -> torch.Tensor:
+        """The terms of a whole layer, or of the rows that lie here, in the shape of their value."""
+        terms = self.criterion.terms(weight.name, scorable(value), *statistics)
         if not torch.isfinite(terms).all():
             raise ModelError(
                 f"pruning.criterion: '{self.config.criterion_name}' gave scores that are not finite in '{weight.name}'"
@@ -289,30 +311,43 @@ class Pruner:
         raise ModelError(f"pruning.criterion: '{self.config.criterion_name}' gave {what} '{name}'")
 
     def _layer_scores(self, weight: Weight, masks: MaskSet, statistics: tuple[torch.Tensor, ...]) -> LayerScores:
-        name, parameter = weight.name, weight.parameter.detach()
+        name, value = weight.name, weight.parameter.detach()
         gone = masks.gone(name)
         if self.shape.kind == "block":
-            scores = self.criterion.finish(block_sums(weight, self._terms(weight, statistics), self.shape))
+            scores = self._block_scores(weight, value, statistics)
             if gone is not None:
                 gone = block_sums(weight, (~gone).float(), self.shape) == 0
-        elif not self.criterion.pointwise or not parameter.is_contiguous():
-            scores = self._terms(weight, statistics, finish=True).reshape(-1)
+        elif not self.criterion.pointwise or not value.is_contiguous():
+            scores = self._terms(weight, value, statistics, finish=True).reshape(-1)
         else:
-            flat = parameter.view(-1)
-            parts = tuple(statistic.reshape(-1) for statistic in statistics)
-            checked: set[int] = set()
-
-            def scores_of(start: int, stop: int) -> torch.Tensor:
-                part = scorable(flat[start:stop])
-                terms = self.criterion.terms(name, part, *(s[start:stop] for s in parts))
-                scores = self.criterion.finish(terms)
-                if start not in checked:  # selection looks at every part several times
-                    self._check_finite(scores, name)
-                    checked.add(start)
-                return scores
-
-            scores = None
-        if scores is not None:
-            scores_of = lambda start, stop, scores=scores: scores[start:stop]  # noqa: E731
+            return self._pointwise_scores(name, value, statistics, gone)
         gone = None if gone is None else gone.reshape(-1)
-        return LayerScores(name, self.units[name], scores_of, gone=gone, limit=self.counts.limit(name))
+        return LayerScores(name, self.units[name], lambda a, b: scores[a:b], gone=gone, limit=self.counts.limit(name))
+
+    def _block_scores(self, weight: Weight, value: torch.Tensor, statistics: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.criterion.finish(block_sums(weight, self._terms(weight, value, statistics), self.shape))
+
+    def _pointwise_scores(
+        self,
+        name: str,
+        value: torch.Tensor,
+        statistics: tuple[torch.Tensor, ...],
+        gone: torch.Tensor | None,
+        across: Across = ALONE,
+    ) -> LayerScores:
+        """The scores of single weights, made a slice at a time: of a whole layer, or of the rows that lie here."""
+        flat = value.reshape(-1)
+        parts = tuple(statistic.reshape(-1) for statistic in statistics)
+        checked: set[int] = set()
+
+        def scores_of(start: int, stop: int) -> torch.Tensor:
+            part = scorable(flat[start:stop])
+            terms = self.criterion.terms(name, part, *(s[start:stop] for s in parts))
+            scores = self.criterion.finish(terms)
+            if start not in checked:  # selection looks at every part several times
+                self._check_finite(scores, name)
+                checked.add(start)
+            return scores
+
+        gone = None if gone is None else gone.reshape(-1)
+        return LayerScores(name, flat.numel(), scores_of, gone=gone, limit=self.counts.limit(name), across=across)

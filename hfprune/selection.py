@@ -2,7 +2,8 @@
 
 The threshold is found by a radix selection over the bits of the scores: one histogram of the high bits, one of the low
 bits inside the bucket that holds the threshold. Units that tie at the threshold are taken evenly over all ties, so that
-no layer pays for standing first.
+no layer pays for standing first. Where the scores lie in several processes, histograms and numbers of ties are added up
+over them, and what is selected is what one process selects that holds them all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hfprune.errors import ConfigError, ModelError
+from hfprune.sharding import ALONE, Across
 
 CHUNK = 1 << 18
 """Units looked at in one go: it bounds the extra memory."""
@@ -30,11 +32,14 @@ class LayerScores:
 
     Attributes:
         name: the weight's name.
-        units: how many there are.
+        units: how many there are in this process.
         scores: from a range of units to their scores, a 1-D floating tensor; the lowest go first.
         gone: units that went in an earlier step, a flat bool tensor, or None.
         candidates: units that may go at all, a flat bool tensor, or None for all.
         limit: the most units that may go, those gone before included; None for no limit.
+        across: the processes that hold the layer's other units; all of them make it and select from it together.
+        already: units gone in an earlier step, in all processes.
+        available: units that could be gone in the end, in all processes.
     """
 
     name: str
@@ -43,19 +48,18 @@ class LayerScores:
     gone: torch.Tensor | None = None
     candidates: torch.Tensor | None = None
     limit: int | None = None
+    across: Across = ALONE
     already: int = field(init=False)
+    available: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.already = 0 if self.gone is None else int(self.gone.sum())
-
-    @property
-    def available(self) -> int:
-        """How many units could be gone in the end."""
+        gone = 0 if self.gone is None else int(self.gone.sum())
         able = self.units if self.candidates is None else int(self.candidates.sum())
-        return max(self.already, able if self.limit is None else min(able, self.limit))
+        self.already, able = self.across.sum(torch.tensor([gone, able])).tolist()
+        self.available = max(self.already, able if self.limit is None else min(able, self.limit))
 
     def all_equal(self) -> bool:
-        """Whether all open units have one score; it looks no further than it must."""
+        """Whether all open units in this process have one score; it looks no further than it must."""
         first: torch.Tensor | None = None
         for _, _, _, scores in self.chunks(torch.float64):
             if not len(scores):
@@ -111,7 +115,7 @@ def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
         total: how many units are to be gone in all, those gone before included.
 
     Returns:
-        A flat bool tensor for each layer, true for what is gone; exactly `total` are true in all.
+        A flat bool tensor for each layer, true for what is gone; exactly `total` are true in all (of all processes).
 
     Raises:
         ConfigError: `total` is more than the layers' limits allow.
@@ -132,9 +136,7 @@ def select_in_turn(layers: list[LayerScores], total: int) -> Iterator[tuple[str,
 
 
 @_one_thread_where_few()
-def _cuts(
-    layers: list[LayerScores], total: int, dtype: torch.dtype
-) -> list[tuple[list[LayerScores], _Cut | None]]:
+def _cuts(layers: list[LayerScores], total: int, dtype: torch.dtype) -> list[tuple[list[LayerScores], _Cut | None]]:
     """Layers that are cut together, and where."""
     already = sum(layer.already for layer in layers)
     if total < already:
@@ -162,10 +164,13 @@ def _cuts(
 
 def _over_limit(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> list[LayerScores]:
     """The layers of which a cut takes more than may go."""
-    if all(layer.limit is None or layer.limit >= layer.units for layer in layers):
+    across = _across(layers)
+    units = across.sum(torch.tensor([layer.units for layer in layers])).tolist()
+    if all(layer.limit is None or layer.limit >= count for layer, count in zip(layers, units, strict=True)):
         return []
-    counts = {name: int(gone.sum()) for name, gone in _apply_cut(layers, cut, dtype)}
-    return [layer for layer in layers if layer.limit is not None and counts[layer.name] > layer.available]
+    own = torch.tensor([int(gone.sum()) for _, gone in _apply_cut(layers, cut, dtype)])
+    counts = across.sum(own).tolist()
+    return [layer for layer, n in zip(layers, counts, strict=True) if layer.limit is not None and n > layer.available]
 
 
 def select_each(layers: list[LayerScores], totals: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -247,9 +252,15 @@ def pattern_candidates(scores: torch.Tensor, kept: int, group: int, gone: torch.
     return candidates
 
 
+def _across(layers: list[LayerScores]) -> Across:
+    return layers[0].across if layers else ALONE
+
+
 def _score_dtype(layers: list[LayerScores]) -> torch.dtype:
-    samples = [layer.scores(0, 1).dtype for layer in layers if layer.units]
-    return torch.float64 if torch.float64 in samples else torch.float32
+    with _across(layers).together():
+        samples = [layer.scores(0, 1).dtype for layer in layers if layer.units]
+    double = _across(layers).sum(torch.tensor([int(torch.float64 in samples)]))
+    return torch.float64 if double else torch.float32
 
 
 def _keys(scores: torch.Tensor, signed: bool) -> torch.Tensor:
@@ -282,14 +293,16 @@ def _find_cut(layers: list[LayerScores], wanted: int, dtype: torch.dtype) -> _Cu
     if wanted <= 0:
         return None
     bits = 32 if dtype == torch.float32 else 64
-    prefix, rank = None, wanted
+    prefix, rank, across = None, wanted, _across(layers)
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         histogram = torch.zeros(_DIGITS, dtype=torch.int64)
-        for layer in layers:
-            for _, _, _, scores in layer.chunks(dtype):
-                # Where the threshold is not negative, negative scores can't lie in its bucket, turned round or not.
-                keys = _checked_keys(scores, layer.name) if prefix is None else _keys(scores, signed=prefix <= 0)
-                histogram += _count_digits(keys, shift, prefix).cpu()
+        with across.together():
+            for layer in layers:
+                for _, _, _, scores in layer.chunks(dtype):
+                    # Where the threshold is not negative, negative scores can't lie in its bucket, turned or not.
+                    keys = _checked_keys(scores, layer.name) if prefix is None else _keys(scores, signed=prefix <= 0)
+                    histogram += _count_digits(keys, shift, prefix).cpu()
+        histogram = across.sum(histogram)
         reached = histogram.cumsum(0)
         digit = int(torch.searchsorted(reached, rank))
         if digit >= _DIGITS:
@@ -317,12 +330,11 @@ def _score_of_key(key: int, dtype: torch.dtype) -> float:
     return float(bits.view(dtype))
 
 
-def _apply_cut(
-    layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _apply_cut(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """What is gone in each layer after the cut; ties are numbered through all layers and taken evenly."""
-    seen = 0
+    seen, starts = 0, _first_ties(layers, cut, dtype)
     for layer in layers:
+        seen = starts.get(layer.name, seen)
         gone, ties = _cut_layer(layer, cut, seen, dtype)
         seen += ties
         yield layer.name, gone
@@ -344,6 +356,19 @@ def _cut_layer(layer: LayerScores, cut: _Cut | None, seen: int, dtype: torch.dty
         else:
             result[start:stop][selectable] = goes
     return result, seen - before
+
+
+def _first_ties(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> dict[str, int]:
+    """How many ties come before those of each layer in this process; nothing where there is one process alone."""
+    across = _across(layers)
+    if across.alone or cut is None or cut.taken == cut.ties:
+        return {}
+    own = torch.tensor(
+        [sum(int((scores == cut.threshold).sum()) for *_, scores in layer.chunks(dtype)) for layer in layers]
+    )
+    totals = across.sum(own)
+    starts = totals.cumsum(0) - totals + across.before(own)
+    return dict(zip([layer.name for layer in layers], starts.tolist(), strict=True))
 
 
 def _below(scores: torch.Tensor, cut: _Cut, seen: int) -> tuple[torch.Tensor, int]:

@@ -10,47 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hfprune.drop import Drop, points
 from hfprune.strict import Ratio, StrictModel
 
 Positive = Annotated[float, Field(gt=0)]
-
-
-class Drop(StrictModel):
-    """How far the monitored metric may fall behind the dense model's; a bare number is in points.
-
-    Attributes:
-        points: percentage points of a fraction such as accuracy: 1.5 stands for a fall from 93.0 % to 91.5 %.
-        relative: a fraction of the dense value, for any metric: 0.05 stands for 5 % of it.
-    """
-
-    points: Positive | None = None
-    relative: Positive | None = None
-
-    @model_validator(mode="after")
-    def _unit(self) -> Drop:
-        if (self.points is None) == (self.relative is None):
-            raise ValueError("give either points or relative, e.g. {points: 1.5}")
-        if self.points is not None and not 0.1 <= self.points <= 100:
-            hint = f"write {100 * self.points:g} for {self.points:.3g} of 1" if self.points < 0.1 else "at most 100"
-            raise ValueError(f"points: {self.points:g} is no number of percentage points ({hint})")
-        if self.relative is not None and self.relative >= 1:
-            raise ValueError(f"relative: {self.relative:g} is no fraction; write {self.relative / 100:g} for "
-                             f"{self.relative:g} %")  # fmt: skip
-        return self
-
-    def of(self, dense: float, in_points: bool) -> float:
-        """The drop in the metric's own unit.
-
-        Args:
-            dense: the dense model's value.
-            in_points: whether the metric is a fraction of which points can be said: of 1, or of 100 if it is above 1.
-        """
-        if self.relative is not None or not in_points:
-            return abs(dense) * (self.relative or 0.0)
-        return self.points if abs(dense) > 1 else self.points / 100
-
-    def __str__(self) -> str:
-        return f"{self.points:g} points" if self.points is not None else f"{self.relative:.3g} of the dense value"
 
 
 class Rate(StrictModel):
@@ -119,7 +82,7 @@ class Tuning(StrictModel):
         seed: of the sample and the search; by default the training's.
     """
 
-    bound: Annotated[Drop, BeforeValidator(lambda value: _points(value))] = Field(
+    bound: Annotated[Drop, BeforeValidator(lambda value: points(value))] = Field(
         default_factory=lambda: Drop(points=1.0)
     )
     trials: Annotated[int, Field(ge=1, le=1000)] = 5
@@ -141,7 +104,7 @@ class Ice(StrictModel):
     """
 
     kind: Literal["ice"] = "ice"
-    trigger: Annotated[Drop | Literal[False], BeforeValidator(lambda value: _points(value))] = Field(
+    trigger: Annotated[Drop | Literal[False], BeforeValidator(lambda value: points(value))] = Field(
         default_factory=lambda: Drop(points=1.5)
     )
     freeze: Annotated[Ratio | Literal[False], BeforeValidator(lambda value: 0.5 if value is True else value)] = 0.5
@@ -149,12 +112,6 @@ class Ice(StrictModel):
         default_factory=Rate
     )
     tune: Annotated[Tuning | None, BeforeValidator(lambda value: _switch(value))] = None
-
-
-def _points(value: Any) -> Any:
-    if value is True:
-        return {"points": 1.5}
-    return {"points": float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _switch(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,32 +12,23 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from hfprune.errors import HfpruneError
+from hfprune.errors import HfpruneError, Terminated
+from hfprune.stopping import handled
 
 
 @contextmanager
 def one_line_errors(way_on: str | None = None) -> Iterator[None]:
     """Known errors as one line and exit code 2; interruptions with the way to go on and the signal's exit code."""
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        yield
+        with handled():
+            yield
     except HfpruneError as error:
         typer.echo(f"error: {error}", err=True)
         _leave(2)
-    except (KeyboardInterrupt, _Terminated) as error:
+    except (KeyboardInterrupt, Terminated) as error:
         hint = f"; {way_on}" if way_on else ""
         typer.echo(f"\ninterrupted{hint}", err=True)
-        _leave(143 if isinstance(error, _Terminated) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that what is half written is cleaned up."""
-
-
-def _terminated(*_: Any) -> None:
-    raise _Terminated
+        _leave(error.code if isinstance(error, Terminated) else 130)
 
 
 def _leave(code: int) -> None:

@@ -5,7 +5,8 @@ python scripts/bench_ice.py --data FOLDER [--images 20000] [--blocks 3] [--ratio
 Trains a ResNet of a quarter of the usual width on the first images of CIFAR-10 (a folder with the parquet files of
 uoft-cs/cifar10), prunes it block by block in every way that the table names, each time from the same weights, and
 prints the seconds (search, probe and measuring included; the processor's beside them, for a machine that does other
-things too) and the accuracy on test images. One thread, no GPU.
+things too) and the accuracy on test images. One thread, no GPU. With --results a run goes on where another one ended,
+and ways of other settings (--trigger, --freeze, --trials) are added to it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -31,6 +33,8 @@ from transformers import TrainingArguments
 
 from hfprune import PruningTrainer
 
+SAME = ("images", "tests", "blocks", "ratio", "criterion", "rate", "dense")
+"""The options that a result is of, beside its strategy."""
 OFF = {"trigger": False, "freeze": False, "rate": False}
 
 
@@ -133,6 +137,7 @@ def ways(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "ICE without freezing": ice | {"freeze": False},
         "ICE without the rate": ice | {"rate": False},
         "the trigger alone": OFF | {"trigger": options.trigger},
+        "the trigger alone, tuned": OFF | {"trigger": options.trigger, "tune": tune},
         "freezing alone": OFF | {"freeze": options.freeze},
         "the rate alone": OFF | {"rate": rate},
     }
@@ -185,6 +190,7 @@ def main() -> None:
     parser.add_argument("--sample", type=float, default=0.02)
     parser.add_argument("--only", nargs="*", help="the names of the ways, beside the first one")
     parser.add_argument("--dense", type=Path, help="a file of the dense weights: read if it is there, else written")
+    parser.add_argument("--results", type=Path, help="a file of what was measured: read if it is there, and written")
     options = parser.parse_args()
     torch.set_num_threads(1)
     train_file, test_file = (next(options.data.glob(f"{part}-*.parquet")) for part in ("train", "test"))
@@ -197,10 +203,16 @@ def main() -> None:
         train(dense, data, 5e-2, options.epochs)
         if options.dense is not None:
             save_model(dense, str(options.dense))
+    known = json.loads(options.results.read_text()) if options.results and options.results.is_file() else {}
     found: dict[str, Run] = {}
     for name, strategy in ways(options).items():
         if not found or not options.only or name in options.only:
-            found[name] = prune(dense, data, options, strategy)
+            key = json.dumps([strategy, *(str(getattr(options, part)) for part in SAME)])
+            if key not in known:
+                known[key] = prune(dense, data, options, strategy)
+                if options.results is not None:
+                    options.results.write_text(json.dumps(known, indent=1))
+            found[name] = Run(*known[key])
             print(name, found[name], flush=True)
     Console(width=140).print(table(found))
 

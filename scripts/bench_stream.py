@@ -61,7 +61,9 @@ def contender(folder: Path, criterion: str, options: argparse.Namespace, answers
     before = memory("VmRSS")
     forget_peak()
     began = time.perf_counter()
-    report = hfprune.prune_checkpoint(folder, output, config, None if criterion == "l1" else data, say=lambda line: None)
+    report = hfprune.prune_checkpoint(
+        folder, output, config, None if criterion == "l1" else data, say=lambda line: None
+    )
     seconds = time.perf_counter() - began
     peak = memory("VmHWM")
     shutil.rmtree(output)

@@ -12,10 +12,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A module imports only from its own level or a lower one.
 LEVELS = {
-    **dict.fromkeys(("errors", "registry", "secrets"), 1),
-    **dict.fromkeys(("strict", "granularity", "target", "config", "strategy", "grid", "recipe", "schedules"), 2),
-    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "criteria"), 3),
-    **dict.fromkeys(("counts", "pruner", "profiling", "structure", "lowrank"), 4),
+    **dict.fromkeys(("errors", "registry", "secrets", "stopping"), 1),
+    **dict.fromkeys(("strict", "granularity", "target", "drop", "schedules", "methods"), 2),
+    **dict.fromkeys(("config", "strategy", "grid", "recipe"), 2),
+    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "sharding", "criteria"), 3),
+    **dict.fromkeys(("counts", "pruner", "sharded", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from hfprune.report.tables import UNKNOWN, is_fraction, title
 
 FORMAT_VERSION = 1
 COSTS = ("epochs", "optimizer_steps", "seconds", "scoring_batches")
-PICTURES = ("ratios.png", "budget.png")
 _COLUMNS = (
     "criterion",
     "schedule",
@@ -149,16 +148,19 @@ class Comparison:
         rest = f"{costs['epochs']:.4g}", f"{costs['optimizer_steps']:.0f}", f"{costs['seconds']:.1f}"
         return [*cells, *rest, f"{costs['scoring_batches']:.0f}"]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        measure = self.measure
-        fronts = {
+    def fronts(self) -> dict[str, Any]:
+        """The fronts by what is spent, and by ratio: criterion, schedule and length of each strategy."""
+        return {
             cost: {
                 f"{ratio:g}": [[group.criterion, group.schedule, group.length] for group in self.front(ratio, cost)]
                 for ratio in self.ratios
             }
             for cost in ("epochs", "optimizer_steps", "seconds")
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        measure = self.measure
         return {
             "format_version": FORMAT_VERSION,
             "metric": measure.name,
@@ -166,7 +168,7 @@ class Comparison:
             "dense": measure.dense if math.isfinite(measure.dense) else None,
             "planned": self.planned,
             "groups": [group.to_dict() for group in self.groups],
-            "pareto": fronts,
+            "pareto": self.fronts(),
             "sentences": self.sentences,
             "claims": [asdict(claim) for claim in self.claims],
             "runs": list(self.runs),
@@ -187,15 +189,19 @@ class Comparison:
         Returns:
             Their names.
         """
-        from hfprune.report.strategies import budget_plot, ratios_plot
-
-        report = self.to_dict()
+        report, pictures = self.to_dict(), self.pictures()
         with side_folder(Path(folder)) as side:
             write_text(side / "compare.json", json.dumps(report, indent=2) + "\n")
             write_text(side / "compare.csv", self.to_csv())
-            ratios_plot(report, side / PICTURES[0])
-            budget_plot(report, side / PICTURES[1])
-        return ["compare.json", "compare.csv", *PICTURES]
+            for name, draw in pictures.items():
+                draw(report, side / name)
+        return ["compare.json", "compare.csv", *pictures]
+
+    def pictures(self) -> dict[str, Callable[[dict[str, Any], Path], Path]]:
+        """Name to what draws it from a report."""
+        from hfprune.report.strategies import budget_plot, ratios_plot
+
+        return {"ratios.png": ratios_plot, "budget.png": budget_plot}
 
 
 def _mean(values: list[float]) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from hfprune.analysis.methods import Scale, fitted
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.errors import CheckpointError, TrainingDiverged
 from hfprune.grid import Cell
 from hfprune.pipeline import Job, make_trainer
 from hfprune.training.arguments import training_arguments
+from hfprune.training.checkpoints import clear, last_checkpoint
 from hfprune.training.progress import PhaseProgress
-from hfprune.training.resume import last_checkpoint
 from hfprune.training.trainer import PruningTrainer
 
 FORMAT_VERSION = 1
@@ -83,7 +83,7 @@ def trainer_of(job: Job, dense: nn.Module, cell: Cell, folder: Path, updates: in
         folder: of its checkpoints.
         updates: optimizer steps of one epoch.
     """
-    pruning = cell.pruning
+    pruning = fitted(cell, dense)
     if cell.budget is not None:
         lengths = cell.lengths(len(pruning.targets()), updates)
         recovery = pruning.recovery.model_dump(exclude_unset=True, exclude={"epochs", "patience"}) | {"steps": lengths}
@@ -98,7 +98,15 @@ def trainer_of(job: Job, dense: nn.Module, cell: Cell, folder: Path, updates: in
     return make_trainer(loaded, job.data, metrics, arguments, pruning, kind=GridTrainer)
 
 
-def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, Any], keep: bool, tell: Tell) -> dict:
+def run_cell(
+    trainer: GridTrainer,
+    cell: Cell,
+    folder: Path,
+    facts: dict[str, Any],
+    keep: bool,
+    tell: Tell,
+    scale: Scale | None = None,
+) -> dict[str, Any]:
     """Runs one cell and writes its result; goes on from a checkpoint where an interruption left one.
 
     Args:
@@ -108,6 +116,7 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
         facts: what the result says of the grid.
         keep: save the pruned model too.
         tell: told of every optimizer step.
+        scale: weighs the model that is left, where methods are compared.
 
     Returns:
         The result, as `RESULT_FILE` holds it. A run whose loss stopped being a number has no value but the reason.
@@ -136,22 +145,42 @@ def run_cell(trainer: GridTrainer, cell: Cell, folder: Path, facts: dict[str, An
         "failed": reason,
         "metric": {name: number for name, number in metric.items() if math.isfinite(number)},
         "achieved": trainer.achieved,
-        "cost": {
-            "epochs": round(sum(step.epochs for step in steps), 4),
-            "optimizer_steps": trainer.state.global_step,
-            "seconds": round(trainer.progress.seconds, 3),
-            "scoring_batches": trainer.progress.scored,
-        },
+        "cost": _cost(trainer),
         "targets": [step.target for step in steps],
         **facts,
+        **_of_method(cell, trainer, scale if not reason else None),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if keep and not reason:
         save_pretrained(trainer.model, folder, trainer.masks, trainer.processing_class)
     write_text(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    clear(folder)
     return result
+
+
+def _cost(trainer: GridTrainer) -> dict[str, float]:
+    return {
+        "epochs": round(sum(step.epochs for step in trainer.steps), 4),
+        "optimizer_steps": trainer.state.global_step,
+        "seconds": round(trainer.progress.seconds, 3),
+        "scoring_batches": trainer.progress.scored,
+    }
+
+
+def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[str, Any]:
+    """What a result says of its method, and of the model that is left."""
+    if cell.method is None:
+        return {}
+    said = {
+        "method": cell.method.name,
+        "kind": cell.method.kind,
+        "granularity": trainer.pruning.granularities,
+        "size": cell.size,
+        "looks_at_data": trainer.pruner.needs_data,
+        "measured": trainer.method.measured,
+        "removal": trainer.pruning.is_structural,
+    }
+    return said | ({"model": scale.weigh(trainer)} if scale is not None else {})
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

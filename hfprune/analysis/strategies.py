@@ -1,4 +1,4 @@
-"""compare: schedules, ratios and criteria side by side, over seeds, from one dense model."""
+"""compare: methods, schedules, ratios and criteria side by side, over seeds, from one dense model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from torch import nn
 from torch.utils.data import Subset
 from transformers import TrainingArguments
 
+from hfprune.analysis.axes import AxesComparison
 from hfprune.analysis.comparison import Comparison
+from hfprune.analysis.methods import Scale, applicable
 from hfprune.analysis.runs import read_result, run_cell, trainer_of, updates_per_epoch
 from hfprune.checkpoint.files import write_text
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.folders import claimed, differences
 from hfprune.grid import Cell, Grid
 from hfprune.hub.card import RECIPE_FILE
+from hfprune.methods import Method
 from hfprune.pipeline import Job, make_trainer, prepare_run, train_dense
 from hfprune.recipe import Recipe, load_yaml
 from hfprune.report.tables import is_fraction, percent, title
@@ -55,14 +58,16 @@ def compare(
     All runs begin with the same dense model (`baseline`, trained once into `dense/`, or the model as it is), see the
     data in the same order where their seeds are the same, and have the same budget or the same patience. A run that is
     complete is not made again; one that was interrupted goes on from its last checkpoint. Several processes that are
-    given the same recipe share the grid.
+    given the same recipe share the grid. Where the grid names methods every run's model is also weighed: bytes on disk
+    and latency, in turns with the dense model.
 
     Example:
         >>> found = compare(Recipe.from_yaml("recipes/compare_cifar10.yaml", ["compare.ratios=[.8]"]))
         >>> rich.print(found.table())
 
     Args:
-        recipe: of its `pruning:` the schedule, the target, the criterion and the length of the recovery are replaced.
+        recipe: of its `pruning:` the schedule, the target, the criterion and the length of the recovery are replaced,
+            and with methods the granularity.
         keep: save the pruned model of every run in `output.folder/runs/`.
         yes: begin also where more than 60 runs are to be made.
         wait: for the runs that other processes hold; else the result is of those that are complete.
@@ -70,52 +75,63 @@ def compare(
         progress: told of every optimizer step.
 
     Returns:
-        The comparison; its files are written by `Comparison.save`.
+        The comparison (an `AxesComparison` of methods); its files are written by its `save`.
 
     Raises:
         ConfigError: the grid does not fit the recipe, is large and was not confirmed, or the folder holds another one.
         HfpruneError: one line, as where a recipe is run.
     """
     console = console or Console()
-    work = _Work(recipe, _cells(recipe), console, progress or (lambda *_: None), keep)
+    cells, notes = _cells(recipe)
+    work = _Work(recipe, cells, console, progress or (lambda *_: None), keep)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("compare: a launcher makes one run of its processes; start the command several times, "
                           "and they share the grid")  # fmt: skip
     work.check_folder()
     if work.left():
+        for note in notes:
+            console.print(note, highlight=False, soft_wrap=True)
         work.open()
         if len(work.left()) > MANY and not yes:
-            raise ConfigError(f"--yes: {work.estimate()}; confirm with --yes, or take fewer ratios, seeds or schedules")
+            fewer = "ratios, seeds or schedules" if work.methods is None else "methods, sizes, seeds or schedules"
+            raise ConfigError(f"--yes: {work.estimate()}; confirm with --yes, or take fewer {fewer}")
         work.write_recipe()
         work.make_all(wait)
-    return Comparison([result for cell in work.cells if (result := work.result(cell))], len(work.cells))
+    results = [result for cell in work.cells if (result := work.result(cell))]
+    return (Comparison if work.methods is None else AxesComparison)(results, len(work.cells))
 
 
 def preview(recipe: Recipe) -> Table:
     """The runs of a recipe's grid, for `rich.print`; nothing is opened or written."""
-    work = _Work(recipe, _cells(recipe), Console(), lambda *_: None)
+    cells, notes = _cells(recipe)
+    work = _Work(recipe, cells, Console(), lambda *_: None)
     work.check_folder()
     done = sum(work.result(cell) is not None for cell in work.cells)
     seeds = len({cell.seed for cell in work.cells})
-    table = Table(title=f"{len(work.cells)} runs, {seeds} of each, {done} complete", title_justify="left")
-    for column in ("criterion", "schedule", "targets", "fine-tuning", "complete"):
+    caption = "\n".join(notes) or None
+    title = f"{len(work.cells)} runs, {seeds} of each, {done} complete"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    method = [] if work.methods is None else ["method", "left"]
+    for column in (*method, "criterion", "schedule", "targets", "fine-tuning", "complete"):
         table.add_column(column, justify="left")
     rows: dict[tuple[str, ...], int] = {}
     for cell in work.cells:
         targets = [f"{target:.1%}" for target in cell.pruning.targets()]
         shown = ", ".join(targets if len(targets) < 7 else [*targets[:3], "…", *targets[-2:]])
-        row = (cell.criterion_words, cell.schedule, shown, cell.length_words)
+        own = () if cell.method is None else (cell.method.name, f"{cell.size:.4g}")
+        row = (*own, cell.criterion_words, cell.schedule, shown, cell.length_words)
         rows[row] = rows.get(row, 0) + (work.result(cell) is not None)
     for row, complete in rows.items():
         table.add_row(*row, f"{complete}/{seeds}")
     return table
 
 
-def _cells(recipe: Recipe) -> list[Cell]:
+def _cells(recipe: Recipe) -> tuple[list[Cell], list[str]]:
+    """The runs, and what is left out of the grid and why."""
     seed = recipe.training.get("seed", TrainingArguments.seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"training.seed: must be a whole number, not {seed!r}")
-    return (recipe.compare or Grid()).cells(recipe.pruning, seed)
+    return applicable((recipe.compare or Grid()).cells(recipe.pruning, seed))
 
 
 @dataclass
@@ -131,6 +147,12 @@ class _Work:
     job: Job | None = None
     dense: nn.Module | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    scale: Scale | None = None
+
+    @property
+    def methods(self) -> list[Method] | None:
+        """The methods that are compared, if any."""
+        return self.recipe.compare.methods if self.recipe.compare is not None else None
 
     @property
     def folder(self) -> Path:
@@ -163,23 +185,30 @@ class _Work:
 
     def open(self) -> None:
         """Opens model and data, and checks every strategy before anything is trained."""
-        first = self.cells[0]
+        pruning = self.cells[0].pruning if self.methods is None else self.recipe.pruning
         nothing = {"push_to_hub": False, "push_every_step": False, "private": False, "revision": None}
         output = self.recipe.output.model_copy(update=nothing)  # a comparison pushes nothing
-        recipe = self.recipe.model_copy(update={"pruning": first.pruning, "output": output})
+        recipe = self.recipe.model_copy(update={"pruning": pruning, "output": output})
         self.job = prepare_run(recipe, self.console)
         fraction = is_fraction(self.job.metrics.main, [])
         if fraction and (delta := self.recipe.pruning.recovery.min_delta) >= 1:
             raise ConfigError(f"pruning.recovery.min_delta: {delta:g}, but {self.job.metrics.main} lies between 0 and "
                               f"1; {delta:g} points are {delta / 100:g}")  # fmt: skip
         self.updates = updates_per_epoch(self.job)
-        tried: set[str] = set()
+        hardest: dict[tuple, Cell] = {}  # of each criterion the run in which most goes
         for cell in self.cells:
             self.steps_of(cell)
-            if cell.criterion_words not in tried:
-                tried.add(cell.criterion_words)
+            key = (cell.method and cell.method.name, cell.criterion_words)
+            if cell.ratio > hardest.setdefault(key, cell).ratio:
+                hardest[key] = cell
+        for cell in hardest.values():
+            try:
                 with TemporaryDirectory() as folder:
                     trainer_of(self.job, self.job.model, cell, Path(folder), self.updates)
+            except ConfigError as error:
+                if cell.method is None:
+                    raise
+                raise ConfigError(f"compare.methods.{cell.method.name} at {cell.size:.4g}: {error}") from error
 
     def steps_of(self, cell: Cell) -> int:
         """Optimizer steps of a run; with patience the most that it may take."""
@@ -251,6 +280,8 @@ class _Work:
             "measured": self.job.trainer.method.measured,
             "removal": self.recipe.pruning.is_structural,
         }
+        if self.methods is not None:
+            self.scale = Scale(self.dense, self.job.example(), self.recipe.output.batch_sizes, self.folder)
         words = f"dense: {self.shown(self.facts['dense'])}; {len(self.left())} of {len(self.cells)} runs to make"
         self.console.print(words, highlight=False)
         while left := self.left():
@@ -268,7 +299,8 @@ class _Work:
             before = total - sum(self.steps_of(each) for each in self.left())
             trainer = trainer_of(self.job, self.dense, cell, self.place(cell), self.updates)
             tell = lambda step: self.tell(cell.words, before + step, total)  # noqa: E731
-            self.results[cell.key] = run_cell(trainer, cell, self.place(cell), self.facts, self.keep, tell)
+            where = self.place(cell)
+            self.results[cell.key] = run_cell(trainer, cell, where, self.facts, self.keep, tell, self.scale)
         self.line(cell, self.results[cell.key])
         return True
 
@@ -303,7 +335,7 @@ def duration(seconds: float) -> str:
 def _common(recipe: Recipe) -> dict[str, Any]:
     """What all runs of a grid share."""
     values = recipe.model_dump(mode="json", exclude={"compare", "output"})
-    for key in ("schedule", "target", "criterion"):
+    for key in ("schedule", "target", "criterion", "granularity"):
         values["pruning"].pop(key)
     for key in ("epochs", "steps", "patience"):
         values["pruning"]["recovery"].pop(key)

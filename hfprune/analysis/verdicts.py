@@ -85,6 +85,20 @@ class Group:
         """The standard deviation over the seeds (n - 1); None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What is alike where schedules are compared."""
+        return self.ratio, self.length, self.criterion
+
+    @property
+    def where(self) -> str:
+        """The ratio, as sentences say it."""
+        return f"{self.ratio:.4g}"
+
+    def named(self, criterion: bool) -> str:
+        """The strategy, as sentences say it; whether with its criterion."""
+        return f"{self.criterion} {self.schedule}" if criterion else self.schedule
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "values": list(self.values), "mean": self.mean, "sd": self.sd}
@@ -123,18 +137,18 @@ def sentence(measure: Measure, groups: Sequence[Group], criteria: bool = False, 
         criteria: whether a strategy is named with its criterion.
         lengths: whether the length is said.
     """
-    where = f"at {groups[0].ratio:.4g}" + (f" with {groups[0].length}" if lengths else "")
+    where = f"at {groups[0].where}" + (f" with {groups[0].length}" if lengths else "")
     known = [group for group in groups if group.values]
     if not known:
         return f"{where} no run gave a value"
     ranked = sorted(known, key=lambda group: -measure.gain(group.mean, 0.0))
-    first = f"{_named(ranked[0], criteria)} ({_shown(measure, ranked[0])})"
+    first = f"{ranked[0].named(criteria)} ({_shown(measure, ranked[0])})"
     if len(ranked) == 1:
         return f"{where} only {first} was run"
     best, second = ranked[:2]
     gap, apart = measure.gain(best.mean, second.mean), spread(best, second)
     unit = " points" if measure.share else ""
-    by = f"{measure.difference(gap)}{unit} ahead of {_named(second, criteria)} ({_shown(measure, second)})"
+    by = f"{measure.difference(gap)}{unit} ahead of {second.named(criteria)} ({_shown(measure, second)})"
     if apart is None:
         return f"{where} {first} is {by}; a single seed tells no spread, so this decides nothing"
     size = f"the seeds' spread of {measure.difference(apart)}"
@@ -156,7 +170,7 @@ def claims(measure: Measure, groups: Iterable[Group], family: str, removal: bool
         removal: whether units were removed.
     """
     found = [group for group in groups if group.values]
-    judged = _Judge(measure, found)
+    judged = Judge(measure, found)
     convolutional = family == "convolutional"
     low = [group for group in found if group.ratio < 0.8]
     high = [group for group in found if group.ratio > 0.8 or removal or family in ("transformer", "language")]
@@ -179,28 +193,28 @@ def claims(measure: Measure, groups: Iterable[Group], family: str, removal: bool
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
     """One comparison: 1 speaks for a claim, -1 against it, 0 for neither."""
 
     speaks: int
     words: str
 
 
-class _Judge:
+class Judge:
     """Finds the comparisons that a claim rests on."""
 
     def __init__(self, measure: Measure, groups: Sequence[Group]):
         self.measure, self.groups = measure, groups
 
-    def pairs(self, groups: Sequence[Group], better: Sequence[str], than: Sequence[str]) -> list[_Case]:
+    def pairs(self, groups: Sequence[Group], better: Sequence[str], than: Sequence[str]) -> list[Case]:
         """Each of some schedules beside each of others, all else alike."""
         return [
             self.case(one, other)
             for one, other in product(groups, groups)
-            if one.schedule in better and other.schedule in than and _place(one) == _place(other)
+            if one.schedule in better and other.schedule in than and one.place == other.place
         ]
 
-    def criteria(self) -> list[_Case]:
+    def criteria(self) -> list[Case]:
         """Gradients beside norms with one_shot: better at .7 to .88, alike above .9."""
         cases = []
         for one, other in product(self.groups, self.groups):
@@ -211,50 +225,57 @@ class _Judge:
             if 0.7 <= one.ratio <= 0.88:
                 cases.append(case)
             elif one.ratio > 0.9:
-                cases.append(_Case(-1 if case.speaks else 1, case.words))
+                cases.append(Case(-1 if case.speaks else 1, case.words))
         return cases
 
-    def case(self, one: Group, other: Group, criteria: bool = False) -> _Case:
+    def case(self, one: Group, other: Group, criteria: bool = False) -> Case:
         """Whether the first group is better, by more than the seeds' spread."""
         gap, apart = self.measure.gain(one.mean, other.mean), spread(one, other)
         speaks = 0 if apart is None or abs(gap) <= apart else (1 if gap > 0 else -1)
         around = "one seed" if apart is None else f"spread {self.measure.difference(apart)}"
-        sides = f"{_named(one, criteria)} {self.measure.show(one.mean)} against {_named(other, criteria)} "
-        return _Case(speaks, f"{one.ratio:.4g}: {sides}{self.measure.show(other.mean)} ({around})")
+        sides = f"{one.named(criteria)} {self.measure.show(one.mean)} against {other.named(criteria)} "
+        return Case(speaks, f"{one.where}: {sides}{self.measure.show(other.mean)} ({around})")
 
-    def against_dense(self, group: Group, better: bool) -> _Case:
+    def against_dense(self, group: Group, better: bool) -> Case:
         """Whether a group is better, or worse, than the dense model by more than its seeds' spread."""
         gap = self.measure.gain(group.mean, self.measure.dense)
         gap, apart = gap if better else -gap, group.sd
         speaks = 0 if apart is None or abs(gap) <= apart else (1 if gap > 0 else -1)
         show = self.measure.show
-        return _Case(
-            speaks, f"{group.ratio:.4g}: {group.schedule} {show(group.mean)}, dense {show(self.measure.dense)}"
-        )
+        return Case(speaks, f"{group.where}: {group.schedule} {show(group.mean)}, dense {show(self.measure.dense)}")
 
     @staticmethod
-    def claim(number: int, text: str, cases: Sequence[_Case], missing: str) -> Claim:
-        """The verdict on a list of comparisons."""
+    def claim(
+        number: int,
+        text: str,
+        cases: Sequence[Case],
+        missing: str,
+        enough: int | None = None,
+        neither: str = "within the spread",
+    ) -> Claim:
+        """The verdict on a list of comparisons.
+
+        Args:
+            number, text: of the claim.
+            cases: the comparisons.
+            missing: what there is none of, where the list is empty.
+            enough: for a claim that something happens at times: how many comparisons for it confirm it, where fewer
+                speak against it.
+            neither: what the others are.
+        """
         if not cases:
             return Claim(number, text, UNDECIDED, f"nothing here tests it: {missing}")
         good, bad = (sum(case.speaks == sign for case in cases) for sign in (1, -1))
-        verdict = REFUTED if bad > good else CONFIRMED if not bad and 2 * good > len(cases) else UNDECIDED
-        count = f"{good} of {len(cases)} comparisons for it, {bad} against, {len(cases) - good - bad} within the spread"
+        holds = not bad and 2 * good > len(cases) if enough is None else good >= enough and good > bad
+        verdict = REFUTED if bad > good else CONFIRMED if holds else UNDECIDED
+        count = f"{good} of {len(cases)} comparisons for it, {bad} against, {len(cases) - good - bad} {neither}"
         told = sorted(cases, key=lambda case: -abs(case.speaks))[:_MOST_NUMBERS]
         more = f"; and {len(cases) - len(told)} more" if len(cases) > len(told) else ""
         return Claim(number, text, verdict, f"{count}: {'; '.join(case.words for case in told)}{more}")
 
 
-def _place(group: Group) -> tuple:
-    return group.ratio, group.length, group.criterion
-
-
 def _is(group: Group, names: Sequence[str]) -> bool:
     return group.criterion.split()[0] in names
-
-
-def _named(group: Group, criterion: bool) -> str:
-    return f"{group.criterion} {group.schedule}" if criterion else group.schedule
 
 
 def _shown(measure: Measure, group: Group) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _save_transformers(model: PreTrainedModel, folder: Path, options: dict[str, 
         _add_remote_code(model, folder)
 
 
-def unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same tensors, contiguous and without shared memory, as safetensors wants them."""
     seen: set[int] = set()
     result = {}

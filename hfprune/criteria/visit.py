@@ -22,8 +22,8 @@ from hfprune.criteria.calibration import batches_of
 from hfprune.criteria.complaints import blaming
 from hfprune.criteria.layers import Layer, layers_of, seen_by
 from hfprune.criteria.layerwise import Goal, Layerwise, all_finite
-from hfprune.criteria.padding import Tokens
 from hfprune.criteria.stacks import Forward, Replay, Stack, Stop, find_stacks, forward_of, run, still
+from hfprune.criteria.tokens import Tokens
 from hfprune.errors import ConfigError, DataError, ModelError
 from hfprune.masks import MaskSet
 from hfprune.originals import Originals

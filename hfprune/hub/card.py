@@ -30,6 +30,7 @@ from hfprune.report.tables import (
     main_metric,
     metrics,
     percent,
+    sizes_rows,
     steps_rows,
     strategy_sentence,
     title,
@@ -43,7 +44,7 @@ PICTURES = ("trajectory.png", "units.png", "sparsity.png")
 TEMPLATE = "card.md.jinja"
 VARIABLES = (
     *("card_data", "name", "summary", "caveat", "comparison", "conditions", "evaluated_on", "steps", "pictures"),
-    *("main_metric", "loading", "recipe", "environment", "limits"),
+    *("main_metric", "sizes", "loading", "recipe", "environment", "limits"),
 )
 """What a template may use; None or empty where it is not known."""
 
@@ -93,7 +94,7 @@ def render_card(
     name = " ".join((name or _output_name(report)).split())
     known = {"license": license, "datasets": datasets, "language": language, "pipeline_tag": pipeline_tag}
     data = card_data(report, name, kind, **known).to_yaml()
-    compared, steps = comparison_rows(report), steps_rows(report)
+    compared, steps, sizes = comparison_rows(report), steps_rows(report), sizes_rows(report)
     body = _render(
         template,
         card_data=data,
@@ -106,6 +107,7 @@ def render_card(
         steps="\n\n".join(filter(None, (as_markdown(steps), strategy_sentence(report)))) if steps.rows else None,
         pictures=list(pictures),
         main_metric=title(main_metric(report)),
+        sizes=as_markdown(sizes) if sizes.rows else None,
         loading=_fenced(loading, "python"),
         recipe=_fenced(_without_places(recipe_yaml, report), "yaml") if recipe_yaml else None,
         environment=_environment(report),

@@ -29,7 +29,7 @@ def ratios_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
     groups = [group for group in report["groups"] if group["mean"] is not None]
     panels = list(dict.fromkeys((group["criterion"], group["length"]) for group in groups))[:_MOST_PANELS]
-    figure, axes, scale = _panels(report, len(panels))
+    figure, axes, scale = figure_of(report, len(panels))
     for place, (criterion, length) in zip(axes, panels, strict=False):
         here = [group for group in groups if (group["criterion"], group["length"]) == (criterion, length)]
         schedules = list(dict.fromkeys(group["schedule"] for group in here))
@@ -37,11 +37,12 @@ def ratios_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         for number, schedule in enumerate(schedules):
             line = sorted((g for g in here if g["schedule"] == schedule), key=lambda g: g["ratio"])
             aside = _aside(place, ratios, number, len(schedules))
-            _bars(place, [100 * g["ratio"] + aside for g in line], line, scale, schedule, "o", "-")
+            color = _COLORS.get(schedule, INK)
+            error_bars(place, [100 * g["ratio"] + aside for g in line], line, scale, color, "o", "-", schedule)
         place.set_title(f"{criterion}, {length}", loc="left", fontsize=10)
         place.set_xlabel("pruned")
         place.xaxis.set_major_formatter(PERCENT)
-    _finish(figure, axes, report, scale)
+    finish(figure, axes, report, scale)
     return write_png(figure, path)
 
 
@@ -56,7 +57,7 @@ def budget_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     groups = [group for group in report["groups"] if group["mean"] is not None]
     ratios = sorted({group["ratio"] for group in groups})[:_MOST_PANELS]
     criteria = list(dict.fromkeys(group["criterion"] for group in groups))
-    figure, axes, scale = _panels(report, len(ratios))
+    figure, axes, scale = figure_of(report, len(ratios))
     for place, ratio in zip(axes, ratios, strict=False):
         here = [group for group in groups if group["ratio"] == ratio]
         strategies = list(dict.fromkeys((group["criterion"], group["schedule"]) for group in here))
@@ -67,7 +68,9 @@ def budget_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
             label = schedule if len(criteria) == 1 else f"{criterion} {schedule}"
             marker = _MARKERS[criteria.index(criterion) % len(_MARKERS)]
             aside = _aside(place, epochs, number, len(strategies))
-            _bars(place, [g["costs"]["epochs"] + aside for g in line], line, scale, schedule, marker, "-", label)
+            color = _COLORS.get(schedule, INK)
+            places = [g["costs"]["epochs"] + aside for g in line]
+            error_bars(place, places, line, scale, color, marker, "-", label)
         names = report["pareto"]["epochs"].get(f"{ratio:g}", [])
         front = [g for g in here if [g["criterion"], g["schedule"], g["length"]] in names]
         front.sort(key=lambda g: g["costs"]["epochs"])
@@ -76,7 +79,7 @@ def budget_plot(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
             place.step(*zip(*points, strict=True), where="post", color=INK, linewidth=0.9, linestyle=":", zorder=1)
         place.set_title(f"{100 * ratio:g} % pruned", loc="left", fontsize=10)
         place.set_xlabel("epochs of fine-tuning")
-    _finish(figure, axes, report, scale)
+    finish(figure, axes, report, scale)
     return write_png(figure, path)
 
 
@@ -90,7 +93,8 @@ def _aside(axes: Axes, places: Sequence[float], number: int, count: int) -> floa
     return 0.014 * span * (number - (count - 1) / 2)
 
 
-def _panels(report: Mapping[str, Any], count: int) -> tuple[Any, list[Axes], float]:
+def figure_of(report: Mapping[str, Any], count: int) -> tuple[Any, list[Axes], float]:
+    """A figure with so many axes, and what values are multiplied by to be shown."""
     across = max(1, min(count, _ACROSS))
     down = max(1, -(-count // _ACROSS))
     figure = sheet(2.2 + 3.6 * across, 1.0 + 3.2 * down)
@@ -99,33 +103,35 @@ def _panels(report: Mapping[str, Any], count: int) -> tuple[Any, list[Axes], flo
     return figure, axes, 100.0 if is_fraction(report["metric"], [report["dense"], *means]) else 1.0
 
 
-def _bars(
+def error_bars(
     axes: Axes,
     x: Sequence[float],
     groups: Sequence[Mapping[str, Any]],
     scale: float,
-    schedule: str,
+    color: str,
     marker: str,
     style: str,
-    label: str = "",
+    label: str,
 ) -> None:
+    """A line of means, with the standard deviations over seeds as bars."""
     axes.errorbar(
         x,
         [scale * group["mean"] for group in groups],
         yerr=[scale * (group["sd"] or 0.0) for group in groups],
-        color=_COLORS.get(schedule, INK),
+        color=color,
         marker=marker,
         markersize=5.5,
         linestyle=style,
         linewidth=1.5,
         capsize=2.5,
         elinewidth=1.0,
-        label=label or schedule,
+        label=label,
         zorder=3,
     )
 
 
-def _finish(figure: Any, axes: list[Axes], report: Mapping[str, Any], scale: float) -> None:
+def finish(figure: Any, axes: list[Axes], report: Mapping[str, Any], scale: float) -> None:
+    """The dense level, the metric's axis and one legend for all axes."""
     for place in axes:
         place.spines[["top", "right"]].set_visible(False)
         place.spines[["left", "bottom"]].set_color(GREY)

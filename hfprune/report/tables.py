@@ -92,9 +92,10 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
         return percent(value) if share else _number(value)
 
     by_block = any(step.get("block") for step in steps)
+    blocks = short_paths([step.get("block", "") for step in steps])
     rows = [
         (
-            f"{number} {step.get('block', '')}".strip(),
+            f"{number} {block}".strip(),
             percent(step.get("target")),
             percent(step.get("achieved")),
             show(before),
@@ -103,13 +104,22 @@ def steps_rows(report: Mapping[str, Any]) -> Rows:
             UNKNOWN if step.get("epochs") is None else f"{step['epochs']:g}",
             UNKNOWN if step.get("seconds") is None else f"{step['seconds']:.1f}",
         )
-        for number, (step, (before, after)) in enumerate(zip(steps, values, strict=True), start=1)
+        for number, (step, block, (before, after)) in enumerate(zip(steps, blocks, values, strict=True), start=1)
     ]
     words = title(name)
     measured = next((step.get("measured", "ratio") for step in steps), "ratio")
     target = "target" if measured == "ratio" else f"target, {GONE[measured]}"
     columns = ("step", target, "reached", f"{words}, pruned", f"{words}, fine-tuned")
     return Rows((*columns, *(["learning rate"] if by_block else []), "epochs", "seconds"), rows)
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Module paths without the parts that all begin with; two parts stay, such as `layer.3`."""
+    parts = [path.split(".") for path in paths]
+    common = 0
+    while parts and all(len(p) > common + 2 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return [".".join(p[common:]) for p in parts]
 
 
 def strategy_sentence(report: Mapping[str, Any]) -> str | None:
@@ -163,7 +173,7 @@ def removed_rows(report: Mapping[str, Any], most: int = 20) -> Rows:
 
 def sizes_rows(report: Mapping[str, Any]) -> Rows:
     """One row a member of an exported family, the dense model first: size, parameters, bytes, MACs, the main metric,
-    latency and how much faster than the dense model; no rows where nothing was exported."""
+    latency and how much faster than the dense model, and where it lies; no rows where nothing was exported."""
     members = report.get("sizes") or []
     name = main_metric(report)
     values = [metrics(member.get("metric")).get(name) for member in members]
@@ -177,9 +187,10 @@ def sizes_rows(report: Mapping[str, Any]) -> Rows:
         for batch in batches:
             now, dense = member["latency_ms"].get(batch), members[0]["latency_ms"].get(batch)
             row.append(f"{human_ms(now)} ({dense / now:.2f}x)" if now and dense else UNKNOWN)
-        rows.append(tuple(row))
+        tag = f", tag {member['tag']}" if "tag" in member else ""
+        rows.append((*row, f"{member.get('folder', '')}{tag}"))
     speeds = (f"batch {batch} (faster)" for batch in batches)
-    return Rows(("size", "parameters", "tensors", "MACs", title(name), *speeds), rows)
+    return Rows(("size", "parameters", "tensors", "MACs", title(name), *speeds, "folder"), rows)
 
 
 def sizes_table(report: Mapping[str, Any]) -> Table:

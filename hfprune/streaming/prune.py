@@ -59,9 +59,7 @@ class StreamReport:
         for column, side in (("tensor", "left"), ("elements", "right"), ("zeros", "right"), ("sparsity", "right")):
             table.add_column(column, justify=side)
         for name, found in self.sparsity.items():
-            table.add_row(
-                name, f"{found['numel']:,}", f"{found['zeros']:,}", f"{found['zeros'] / found['numel']:.1%}"
-            )
+            table.add_row(name, f"{found['numel']:,}", f"{found['zeros']:,}", f"{found['zeros'] / found['numel']:.1%}")
         return table
 
 

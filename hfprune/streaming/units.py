@@ -134,7 +134,9 @@ def lay_out(source: Source, plan: Plan, kept: Kept, folder: Path) -> Result:
     found = names_as_loaded(source.model, expected)
     for new, now in expected.items():
         if plan.dropped and found[new][0] != now and now in source.stored:
-            raise CheckpointError(f"'{origins[new]}' has a name that says nothing of its place, so that no block can go")
+            raise CheckpointError(
+                f"'{origins[new]}' has a name that says nothing of its place, so that no block can go"
+            )
     return Result(source, folder, None, places, origins)
 
 

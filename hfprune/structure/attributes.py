@@ -63,8 +63,8 @@ def proposals(structure: Structure, gone: np.ndarray) -> list[Proposal]:
     """
     found: list[Proposal] = []
     groups = _group_counts(structure, gone)
-    by_arguments = argument_changes(structure.walk, gone)
-    by_shapes = shape_changes(structure.walk, gone)
+    by_arguments = argument_changes(structure.walk, gone, structure.already)
+    by_shapes = shape_changes(structure.walk, gone, structure.already)
     modules = dict(structure.model.named_modules())
     for path, module in modules.items():
         kind = type(module).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,20 +42,27 @@ class Costs:
         ]
         counted = sum(sizes[name] for name in dims)
         everything = {id(t): t for n, t in walk.graph.tensors.items() if walk.graph.names[n] in parameters}
+        self._already: np.ndarray | None = None
         self._constant_params = sum(t.numel() for t in everything.values()) - counted + walk.graph.unused_parameters
+
+    def without(self, gone: np.ndarray) -> Costs:
+        """The same of the model from which these identities are gone."""
+        smaller = copy.copy(self)
+        smaller._already = gone
+        return smaller
 
     def macs(self, gone: np.ndarray | None = None) -> float:
         """Multiply-accumulates of one example."""
-        return _total(self._macs, gone)
+        return _total(self._macs, self._already if gone is None else gone)
 
     def macs_of(self, path: str) -> float:
         """Multiply-accumulates of one example inside a module."""
         inside = [t for t, m in zip(self._macs, self._modules, strict=True) if m == path or m.startswith(f"{path}.")]
-        return _total(inside, None)
+        return _total(inside, self._already)
 
     def params(self, gone: np.ndarray | None = None) -> float:
         """Parameters, tied ones once."""
-        return _total(self._params, gone) + self._constant_params
+        return _total(self._params, self._already if gone is None else gone) + self._constant_params
 
     def marginal(self, kind: str, gone: np.ndarray) -> np.ndarray:
         """What removing each identity would save now, all else as in `gone`; by representative."""

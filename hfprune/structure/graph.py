@@ -221,6 +221,17 @@ def uncollected() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """What is there is left out of garbage collections within: libraries ask for full ones, again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch tells every failure on several channels; the exception says it all."""
     before = logging.root.manager.disable

@@ -76,6 +76,7 @@ class Structure:
         protected: reason to the tensor dimensions that can't be cut because of it.
         costs: parameters and multiplications, for any selection.
         links: names of groups that the model's code lets be cut only by the same fraction.
+        already: which identities earlier removals took, as booleans; graph and walk still know them.
     """
 
     model: nn.Module
@@ -86,13 +87,47 @@ class Structure:
     costs: Costs
     labels: np.ndarray = field(repr=False)
     links: tuple[tuple[str, ...], ...] = ()
+    already: np.ndarray = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.already is None:
+            self.already = np.zeros(len(self.labels), bool)
 
     def gone(self, removed: dict[str, torch.Tensor]) -> np.ndarray:
-        """Which identities are gone, as booleans, when these units (indices by group) are removed."""
-        gone = np.zeros(len(self.labels), bool)
+        """Which identities are gone, as booleans, when these units (indices by group) are removed too."""
+        gone = self.already.copy()
         for name, units in removed.items():
             gone[self.groups[name].identities[units.numpy()]] = True
         return gone[self.labels]
+
+    def without(self, removed: dict[str, torch.Tensor]) -> Structure:
+        """The structure of the model once these units are removed from it, with no new look at the model.
+
+        Groups, indices and costs are those of the smaller model. Graph and walk stay, so that what is removed later is
+        proved against the graph from before the first removal.
+        """
+        gone = self.gone(removed)
+        place = {}
+        for member in self.walk.members:
+            own = slice(member.first, member.first + member.size)
+            if gone[own].any():
+                # Indices are of the tensors as they are now: positions among what is not gone already.
+                stays = ~gone[own][~self.already[own]]
+                place[member.name, member.dim] = torch.from_numpy(np.cumsum(stays) - 1)
+        groups = {}
+        for name, group in self.groups.items():
+            rows = np.flatnonzero(~gone[group.identities])
+            if len(rows):
+                members = tuple(_renumbered(m, torch.from_numpy(rows), place) for m in group.members)
+                groups[name] = replace(group, members=members, identities=group.identities[rows])
+        return replace(self, groups=groups, costs=self.costs.without(gone), already=gone)
+
+
+def _renumbered(member: GroupMember, units: torch.Tensor, place: dict[tuple[str, int], torch.Tensor]) -> GroupMember:
+    """A member of which these units stay, at the indices that they have then."""
+    indices = member.indices[units]
+    now = place.get((member.tensor, member.dim))
+    return replace(member, indices=indices if now is None else now[indices])
 
 
 @uncollected()

@@ -88,19 +88,21 @@ def reference(
     gone: np.ndarray,
     passed_over: dict[Node, Node] | None = None,
     dtype: torch.dtype | None = None,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The outputs of the original model with the removed channels silenced.
 
     Args:
         structure: its analysis.
-        gone: which identities are gone.
+        gone: which identities are gone, those of earlier removals included.
         passed_over: step to the earlier step whose result stands for its own, for blocks that are dropped.
         dtype: of the arithmetic; by default the model's own.
+        state: what `values_of` gave; by default as the model is now.
     """
     program = structure.graph.program
     args, kwargs = structure.graph.inputs
     signature = program.graph_signature
-    state = {place: tensor.detach() for place, tensor in structure.graph.tensors.items()}
+    state = values_of(structure) if state is None else state
     given = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
     placeholders: list[Any] = []
     for spec in signature.input_specs:
@@ -116,6 +118,26 @@ def reference(
     with torch.no_grad():
         outputs = Silenced(structure, gone, passed_over).run(*placeholders)
     return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def values_of(structure: Structure) -> dict[str, torch.Tensor]:
+    """The model's tensors as its graph takes them, by placeholder: where something is gone already, zeros stand."""
+    model, graph = structure.model, structure.graph
+    now = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    there: dict[str, dict[int, torch.Tensor]] = {}
+    for member in structure.walk.members:
+        already = structure.already[member.first : member.first + member.size]
+        if already.any():
+            there.setdefault(member.name, {})[member.dim] = torch.from_numpy(np.flatnonzero(~already))
+    state = {}
+    for place, dense in graph.tensors.items():
+        name = graph.names[place]
+        value = now[name].detach() if name in now else dense.detach()
+        for dim, indices in there.get(name, {}).items():
+            shape = [*value.shape[:dim], dense.shape[dim], *value.shape[dim + 1 :]]
+            value = value.new_zeros(shape).index_copy_(dim, indices.to(value.device), value)
+        state[place] = value
+    return state
 
 
 def compare(

@@ -214,6 +214,7 @@ class StructuredPruner:
         """
         before = copy.deepcopy(self.plan)
         done = len(self._journals)
+        smaller = None
         try:
             if choice.blocks:
                 journal, config = drop_blocks(self.structure, choice.blocks)
@@ -225,11 +226,16 @@ class StructuredPruner:
                 record_removal(self.plan, self.model, removal)
                 for name, units in choice.units.items():
                     self._kept_counts[dense_path(self.plan, name)] = self.groups[name].units - len(units)
+                if "layer" not in self.config.granularities:
+                    smaller = self.structure.without(choice.units)
         except BaseException:
             self._take_back(done)
             self.plan = before
             raise
-        self._stale = True
+        if smaller is None:
+            self._stale = True
+        else:
+            self._use(smaller)
 
     def step(
         self,
@@ -247,10 +253,7 @@ class StructuredPruner:
         try:
             return self._carry_out(choice, target, given)
         except ModelError:
-            if self._tried:
-                raise
-            self._try_cuts()
-            if not self.groups and not self.blocks:
+            if not self._look_closer():
                 raise
         return self._carry_out(self.choose(target, **given), target, given)
 
@@ -307,6 +310,16 @@ class StructuredPruner:
     def _take_back(self, done: int) -> None:
         while len(self._journals) > done:
             self._journals.pop().rollback()
+
+    def _look_closer(self) -> bool:
+        """Analyses the model as it is, with trial cuts; whether that is news, and leaves anything to choose from."""
+        if self._tried and not self.structure.already.any():
+            return False
+        if self.structure.already.any():
+            self._look()
+        if not self._tried:
+            self._try_cuts()
+        return bool(self.groups or self.blocks)
 
     def _try_cuts(self) -> None:
         """Protects what the model's code does not let go."""

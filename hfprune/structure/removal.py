@@ -16,7 +16,7 @@ from hfprune.profiling import FORWARD_FAILURES
 from hfprune.structure.attributes import CLEAR, LAYER, SHAPE, UNCLEAR, Proposal, apply, proposals
 from hfprune.structure.graph import evaluating, uncollected
 from hfprune.structure.groups import Structure
-from hfprune.structure.proof import compare, reference
+from hfprune.structure.proof import compare, reference, values_of
 from hfprune.structure.surgery import Journal, cut, kept_indices
 
 _LAYER_FACTS = ("groups", "num_groups")
@@ -57,10 +57,11 @@ def remove(structure: Structure, removed: dict[str, torch.Tensor]) -> Removal:
     journal = Journal()
     with evaluating(structure.model):
         try:
-            expected = reference(structure, gone)
+            state = values_of(structure)
+            expected = reference(structure, gone, state=state)
             kept = kept_indices(structure, gone)
             cut(structure.model, kept, journal)
-            exactly = partial(reference, structure, gone, dtype=torch.float64)
+            exactly = partial(reference, structure, gone, dtype=torch.float64, state=state)
             chosen, difference = _mend(structure, gone, partial(compare, structure, expected, exactly), journal)
         except FORWARD_FAILURES as error:
             journal.rollback()

@@ -36,48 +36,53 @@ def new_shape(value: Value, gone: np.ndarray) -> tuple[int, ...]:
     return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(value.shape))
 
 
-def argument_changes(walk: Walk, gone: np.ndarray) -> dict[str, Changes]:
-    """Module path to the sizes that its own code passes to operations, before and after the cut."""
+def argument_changes(walk: Walk, gone: np.ndarray, already: np.ndarray) -> dict[str, Changes]:
+    """Module path to the sizes that its own code passes to operations, before (`already`) and after the cut."""
     changes: dict[str, Changes] = defaultdict(lambda: defaultdict(set))
     for node in walk.graph.nodes:
         if node.op == "call_function":
-            for before, after in _argument_sizes(walk, node, gone):
-                changes[module_path(node)][before].add(after)
+            own = changes[module_path(node)]
+            for before, after in _argument_sizes(walk, node, gone, already):
+                own[before].add(after)
     return changes
 
 
-def shape_changes(walk: Walk, gone: np.ndarray) -> dict[str, Changes]:
-    """Module path to the sizes of all tensors that its code handles, before and after the cut."""
+def shape_changes(walk: Walk, gone: np.ndarray, already: np.ndarray) -> dict[str, Changes]:
+    """Module path to the sizes of all tensors that its code handles, before (`already`) and after the cut."""
     changes: dict[str, Changes] = defaultdict(lambda: defaultdict(set))
+    sizes: dict[Node, list[tuple[int, int]]] = {}
     for node in walk.graph.nodes:
         if node.op != "call_function":
             continue
-        inputs = [walk.values.get(n) for n in node.all_input_nodes]
-        for value in (*inputs, walk.values.get(node)):
+        own = changes[module_path(node)]
+        for handled in (*node.all_input_nodes, node):
+            value = walk.values.get(handled)
             if isinstance(value, Value):
-                for before, after in zip(value.shape, new_shape(value, gone), strict=True):
-                    changes[module_path(node)][before].add(after)
+                if handled not in sizes:
+                    sizes[handled] = list(zip(new_shape(value, already), new_shape(value, gone), strict=True))
+                for before, after in sizes[handled]:
+                    own[before].add(after)
     return changes
 
 
-def _argument_sizes(walk: Walk, node: Node, gone: np.ndarray) -> Iterator[tuple[int, int]]:
+def _argument_sizes(walk: Walk, node: Node, gone: np.ndarray, already: np.ndarray) -> Iterator[tuple[int, int]]:
     """Sizes among the arguments of a step, before and after."""
     name = operation(node)
     result = walk.values.get(node)
     if name in ("view", "reshape", "_unsafe_view", "expand", "unflatten", "repeat", "flatten", "broadcast_to"):
         if isinstance(result, Value):
             given = _given_sizes(node, len(result.shape))
-            for asked, before, after in zip(given, result.shape, new_shape(result, gone), strict=True):
+            for asked, before, after in zip(given, new_shape(result, already), new_shape(result, gone), strict=True):
                 if asked != -1:  # what the code leaves open follows by itself
                     yield before, after
     elif name in ("split_with_sizes", "split", "chunk", "tensor_split") and isinstance(result, tuple):
         for part in result:
             if isinstance(part, Value):
-                yield from zip(part.shape, new_shape(part, gone), strict=True)
+                yield from zip(new_shape(part, already), new_shape(part, gone), strict=True)
     elif name in ("slice", "narrow") and isinstance(result, Value):
-        yield from _slice_bounds(walk, node, result, gone)
+        yield from _slice_bounds(walk, node, result, gone, already)
     elif name in FACTORIES and isinstance(result, Value):
-        yield from zip(result.shape, new_shape(result, gone), strict=True)
+        yield from zip(new_shape(result, already), new_shape(result, gone), strict=True)
 
 
 def _given_sizes(node: Node, rank: int) -> list[Any]:
@@ -87,18 +92,21 @@ def _given_sizes(node: Node, rank: int) -> list[Any]:
     return list(sizes) if isinstance(sizes, list | tuple) and len(sizes) == rank else [None] * rank
 
 
-def _slice_bounds(walk: Walk, node: Node, result: Value, gone: np.ndarray) -> Iterator[tuple[int, int]]:
+def _slice_bounds(
+    walk: Walk, node: Node, result: Value, gone: np.ndarray, already: np.ndarray
+) -> Iterator[tuple[int, int]]:
     arguments = named_arguments(node, node.args, node.kwargs)
     source = walk.values.get(node.args[0])
     if not isinstance(source, Value):
         return
     dim = arguments["dim"] % len(source.shape)
     layer = source.along(dim)
-    stays = np.ones(source.shape[dim], bool) if layer is None else ~gone[layer.numpy()]
+    whole = np.ones(source.shape[dim], bool)
+    was, stays = (whole, whole) if layer is None else (~already[layer.numpy()], ~gone[layer.numpy()])
     for bound in (arguments.get("start"), arguments.get("end")):
         if isinstance(bound, int) and 0 < bound <= source.shape[dim]:
-            yield bound, int(stays[:bound].sum())
-    yield result.shape[dim], new_shape(result, gone)[dim]
+            yield int(was[:bound].sum()), int(stays[:bound].sum())
+    yield new_shape(result, already)[dim], new_shape(result, gone)[dim]
 
 
 def group_count(walk: Walk, node: Node, gone: np.ndarray) -> tuple[int, int]:

@@ -45,7 +45,8 @@ def kept_indices(structure: Structure, gone: np.ndarray) -> dict[str, dict[int, 
     """Tensor name to dimension to the indices that stay, for every dimension that loses something."""
     kept: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
     for member in structure.walk.members:
-        stays = ~gone[member.first : member.first + member.size]
+        own = slice(member.first, member.first + member.size)
+        stays = ~gone[own][~structure.already[own]]
         if not stays.all():
             kept[member.name][member.dim] = torch.from_numpy(np.flatnonzero(stays))
     return dict(kept)

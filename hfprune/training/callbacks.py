@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from hfprune.errors import Terminated
+from hfprune.sharding import local
+from hfprune.stopping import requested
 from hfprune.training.optimizer import check_live
 
 if TYPE_CHECKING:
@@ -18,6 +21,10 @@ class MaskCallback(TrainerCallback):
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        # An optimizer that keeps weights of its own, as DeepSpeed's does, may have written them into the model.
+        self.trainer.masks.enforce()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.masks.enforce()
@@ -37,17 +44,19 @@ class MovementCallback(TrainerCallback):
         scale = scaler.get_scale() if scaler is not None and not args.max_grad_norm else 1.0
         for name, weight in trainer.method.weights.items():
             if weight.parameter.grad is not None:
-                product = weight.parameter.float() * weight.parameter.grad.float() / scale
+                product = local(weight.parameter).float() * local(weight.parameter.grad).float() / scale
                 trainer.history[name] = trainer.history[name] + product if name in trainer.history else product
 
 
 class LiveParametersCallback(TrainerCallback):
     """Makes sure, at the begin of every phase, that what is trained is what the model is made of."""
 
-    def __init__(self, own_optimizer: bool):
-        self.own_optimizer = own_optimizer
+    def __init__(self, own_optimizer: bool, copies: bool):
+        self.own_optimizer, self.copies = own_optimizer, copies
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        if self.copies:  # DeepSpeed's optimizer holds copies of the parameters
+            return
         check_live(model, optimizer, all_of_them=not self.own_optimizer)
 
 
@@ -65,6 +74,33 @@ class GradualCallback(TrainerCallback):
             return
         if state.global_step - trainer.progress.step_offset >= (reached + 1) * phase.every:
             trainer.prune_inside(phase.gradual[reached])
+
+
+class StopCallback(TrainerCallback):
+    """Answers SIGTERM with a checkpoint after the running optimizer step, then ends the process.
+
+    Several processes stop after the same step: one that has the signal names the next but one, which no other can have
+    finished by then, since each step waits for the gradients of all.
+    """
+
+    KEY = "hfprune/stop"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size == 1:
+            stops = requested()
+        else:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            if requested():
+                store.compare_set(self.KEY, "", str(state.global_step + 2))
+            stops = store.check([self.KEY]) and state.global_step >= int(store.get(self.KEY))
+        self.stops = stops
+        control.should_save = control.should_save or stops
+
+    stops = False
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        if self.stops:
+            raise Terminated
 
 
 class SaveAfterEpochEnd(TrainerCallback):

@@ -12,6 +12,7 @@ from torch import nn
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.profiling import Measurement, measure
+from hfprune.training.publishing import step_tag
 
 if TYPE_CHECKING:
     from hfprune.training.phases import Phase
@@ -30,7 +31,7 @@ def export_size(trainer: PruningTrainer, phase: Phase) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
         folder = Path(trainer.args.output_dir) / FOLDER / f"{size:g}"
-        save_pretrained(model, folder, trainer.masks or None, tokenizer)
+        save_pretrained(model, folder, trainer.masks or None, tokenizer, **trainer.saving)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -42,7 +43,8 @@ def measured_sizes(
     example: Any,
     batch_sizes: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """What every member costs and how good it is; the dense model comes first, as size 1.
+    """What every member costs and how good it is, its folder, and its tag where every step is pushed; the dense model
+    comes first, as size 1. The bytes of members that are stored sparse are those on disk.
 
     All are loaded from their folders and measured in turns, twice; the quicker turn of each counts.
 
@@ -64,6 +66,19 @@ def measured_sizes(
             turns.setdefault(size, []).append(measure(member, example, tuple(batch_sizes)))
     metrics = {1.0: dense_metric} | dict(zip(sizes, (step.metric for step in trainer.steps), strict=True))
     return [
-        {"size": size, "metric": metrics[size]} | min(found, key=lambda m: sum(m.latency_ms.values())).to_dict()
+        {"size": size, "metric": metrics[size]}
+        | min(found, key=lambda m: sum(m.latency_ms.values())).to_dict()
+        | (_place(trainer, size) if size < 1 else {})
         for size, found in turns.items()
     ]
+
+
+def _place(trainer: PruningTrainer, size: float) -> dict[str, Any]:
+    """Where a member lies, beside the run's other files and on the Hub."""
+    folder = Path(trainer.args.output_dir) / FOLDER / f"{size:g}"
+    found: dict[str, Any] = {"folder": f"{FOLDER}/{size:g}"}
+    if trainer.push_every_step:
+        found["tag"] = step_tag(trainer.method.measured, 1 - size)
+    if trainer.saving.get("sparse") is not None:
+        found["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return found

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import ConfigError
-from hfprune.report.tables import is_fraction
+from hfprune.report.tables import short_paths
 from hfprune.strategy import Drop, Ice
 from hfprune.training.phases import Phase, StepRecord
 from hfprune.training.progress import shown, tell
@@ -34,6 +34,9 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 class IceCourse:
     """What ICE decides on the way through a trainer's phases. What it found out lies in `trainer.progress.strategy`.
 
+    Attributes:
+        changes: how much fine-tuning changes each layer, where that is known; else `begin` finds it out.
+
     Args:
         trainer: with its recovery, method and phases.
         kind: the class of trainers that are run beside it.
@@ -46,6 +49,7 @@ class IceCourse:
     def __init__(self, trainer: PruningTrainer, kind: type[PruningTrainer]):
         self.trainer, self.kind = trainer, kind
         self.settings: Ice = trainer.pruning.strategy
+        self.changes: dict[str, float] | None = None
         key, settings = "pruning.strategy", self.settings
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ConfigError(f"{key}: ice looks at whole tensors, and this run shards them; use one process or DDP")
@@ -63,17 +67,7 @@ class IceCourse:
         recovery = self.trainer.recovery
         if recovery is None:
             raise ConfigError(f"{key}: needs an eval_dataset to measure the metric on; {otherwise}")
-        if drop.points is not None and not self.in_points:
-            short = recovery.monitor.removeprefix("eval_")
-            raise ConfigError(
-                f"{key}: '{short}' is watched, which has no percentage points; set pruning.recovery.monitor to an "
-                f"accuracy, or give a fraction of the dense value, e.g. {key.rpartition('.')[2]}: {{relative: 0.05}}"
-            )
-
-    @property
-    def in_points(self) -> bool:
-        """Whether percentage points can be said of the metric watched."""
-        return is_fraction(self.trainer.recovery.monitor, ())
+        recovery.check_unit(key, drop)
 
     @property
     def found(self) -> dict[str, Any]:
@@ -89,22 +83,23 @@ class IceCourse:
     # ---- before the first step ----------------------------------------------------------------------------------
 
     def begin(self, ignore_keys: list[str] | None) -> None:
-        """Measures the dense model, searches for the settings, and finds the layers to freeze."""
-        trainer, began = self.trainer, time.perf_counter()
+        """Measures the dense model, finds what fine-tuning changes least, and searches for the settings."""
+        trainer = self.trainer
         if trainer.recovery is not None:
             self.found["dense"] = trainer.recovery.value_of(trainer.evaluate(ignore_keys=ignore_keys))
+        began = time.perf_counter()
+        if self.changes is None and self.settings.freeze:
+            self.changes = of_the_first(probe(self.kind, trainer, self.settings))
+            self.found.update(changes=self.changes, probe_seconds=time.perf_counter() - began)
+        began = time.perf_counter()
         if self.settings.tune is not None:
             tuned = search(self.kind, trainer)
             self.found.update(settings=tuned.settings.model_dump(mode="json"), trials=tuned.trials)
             self.found["tuning_seconds"] = time.perf_counter() - began
         if self.now.freeze:
-            began = time.perf_counter()
-            changes = of_the_first(probe(self.kind, trainer, self.now))
-            self.found["changes"] = changes
-            self.found["frozen"] = least_changed(changes, self.now.freeze)
-            self.found["probe_seconds"] = time.perf_counter() - began
-            said = f"{len(self.found['frozen'])} of {len(changes)} layers are frozen: those that a probe changed least"
-            tell(trainer, f"ice: {said} ({self.found['probe_seconds']:.1f} s)")
+            frozen = self.found["frozen"] = least_changed(self.changes, self.now.freeze)
+            said = f"{len(frozen)} of {len(self.changes)} layers are frozen: those that a probe changed least"
+            tell(trainer, f"ice: {said} ({self.found.get('probe_seconds', 0.0):.1f} s)")
 
     # ---- in a phase -----------------------------------------------------------------------------------------------
 
@@ -115,24 +110,22 @@ class IceCourse:
         record.fine_tuned, words = True, ""
         if trainer.recovery is not None and trainer.recovery.best is not None:
             value, dense = trainer.recovery.best, self.found["dense"]
-            record.drop = dense - value if trainer.recovery.greater_is_better else value - dense
-            name = trainer.recovery.monitor.removeprefix("eval_")
+            record.drop, name = trainer.recovery.behind(value, dense), trainer.recovery.name
             words = f", {name} {shown(name, value)} ({self.difference(record.drop)})"
             if settings.trigger is not False:
-                record.fine_tuned = record.drop >= settings.trigger.of(dense, self.in_points)
+                record.fine_tuned = record.drop >= settings.trigger.of(dense, self.trainer.recovery.in_points)
         if record.fine_tuned:
             record.learning_rate = self.rate(phase)
             record.frozen = len(self.found.get("frozen", ()))
         does = f"fine-tuned at {record.learning_rate:.3g}" if record.fine_tuned else "left as it is"
-        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {phase.block}: "
+        block = short_paths([other.block for other in trainer.phases])[phase.number - 1]
+        tell(trainer, f"block {phase.number}/{len(trainer.phases)} {block}: "
                       f"{trainer.method.words(record.achieved)}{words}; {does}")  # fmt: skip
         return record.fine_tuned
 
     def difference(self, drop: float) -> str:
-        """A drop for a person, as what is won or lost against the dense model."""
-        if self.in_points:
-            return f"{-drop * (1 if abs(self.found['dense']) > 1 else 100) + 0.0:+.2f} points"
-        return f"{drop if not self.trainer.recovery.greater_is_better else -drop:+.4g}"
+        """A drop for a person."""
+        return self.trainer.recovery.gained(drop, self.found["dense"])
 
     def rate(self, phase: Phase) -> float:
         """The learning rate of a phase, by what is left of the model."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
 from hfprune.training.phases import StepRecord
@@ -67,6 +68,13 @@ def step_logs(record: StepRecord) -> dict[str, float]:
     """The metrics of a step right after pruning and at its end."""
     before = {f"{name}_before": value for name, value in (record.metric_before or {}).items()}
     return before | {f"{name}_after": value for name, value in (record.metric or {}).items()}
+
+
+def part_runs(handler: CallbackHandler) -> None:
+    """Ends what a training began with a logger that goes on by itself: the next training is another run."""
+    for callback in handler.callbacks:
+        if isinstance(callback, WandbCallback) and callback._initialized and callback._wandb.run is not None:
+            callback._wandb.finish()
 
 
 def _is_logger(callback: TrainerCallback) -> bool:

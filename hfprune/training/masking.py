@@ -12,6 +12,7 @@ from hfprune.errors import ModelError
 from hfprune.masks import MaskSet
 from hfprune.originals import Originals
 from hfprune.pruner import Pruner
+from hfprune.sharded import ShardedPruner
 from hfprune.training.removal import example_of
 from hfprune.weights import Weight
 
@@ -29,7 +30,11 @@ class Masking:
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
-        self.pruner = Pruner(trainer.model, trainer.pruning, seed=trainer.args.seed)
+        given = (trainer.model, trainer.pruning)
+        if trainer.shards is None:
+            self.pruner = Pruner(*given, seed=trainer.args.seed)
+        else:
+            self.pruner = ShardedPruner(*given, trainer.shards.across, seed=trainer.args.seed)
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -75,11 +80,16 @@ class Masking:
                     raise
         if "synaptic_flow" in self.pruner.criterion.statistics:
             given["example_inputs"] = example_of(trainer)
-        return _alike(self.pruner.select(target, trainer.masks, history=trainer.history or None, **given))
+        found = self.pruner.select(target, trainer.masks, history=trainer.history or None, **given)
+        return found if trainer.shards is not None else _alike(found)  # of shards every process has others
 
     def annotate(self, achieved: float) -> None:
         """Writes what was done into the model's block."""
         trainer = self.trainer
+        if trainer.shards is not None:  # the zeros of whole tensors are counted when they are saved
+            model = trainer.shards.skeleton
+            annotate(model, trainer.pruning, MaskSet({}), achieved, trainer.base_model)
+            return
         annotate(trainer.model, trainer.pruning, trainer.masks, achieved, trainer.base_model)
 
     def logs(self, target: float, achieved: float) -> dict[str, float]:

@@ -115,6 +115,10 @@ class PruningState:
         teacher: a hash of the model that teaches, where one does.
         strategy: what the strategy found out before the first step.
         scored: batches seen for scores so far.
+        dense: the monitored metric before the first step, where a drop is watched.
+        targets: the schedule as it was changed on the way; empty for that of the configuration.
+        collapses: the steps after which the metric had fallen too far, as in `StepRecord`, with what followed.
+        ended: whether the schedule ended with the current step, before its last target.
     """
 
     phase: int = 0
@@ -129,6 +133,10 @@ class PruningState:
     teacher: str = ""
     strategy: dict[str, Any] = field(default_factory=dict)
     scored: int = 0
+    dense: float | None = None
+    targets: list[float] = field(default_factory=list)
+    collapses: list[dict[str, Any]] = field(default_factory=list)
+    ended: bool = False
 
     def close(self, gradual: bool, step: int, epoch: float | None) -> None:
         """Ends the current phase.

@@ -10,8 +10,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hfprune.config import Recovery, shrinks
+from hfprune.drop import Drop
 from hfprune.errors import ConfigError
 from hfprune.registry import did_you_mean
+from hfprune.report.tables import is_fraction
+from hfprune.sharding import is_sharded, local, put_back
 
 
 class RecoveryCallback(TrainerCallback):
@@ -46,8 +49,8 @@ class RecoveryCallback(TrainerCallback):
         """The monitored value; a ConfigError that names the nearest when it was not measured."""
         if self.monitor not in metrics:
             names = [name.removeprefix("eval_") for name in metrics if isinstance(metrics[name], int | float)]
-            short = self.monitor.removeprefix("eval_")
-            raise ConfigError(f"pruning.recovery.monitor: '{short}' is not measured; {did_you_mean(short, names)}")
+            nearest = did_you_mean(self.name, names)
+            raise ConfigError(f"pruning.recovery.monitor: '{self.name}' is not measured; {nearest}")
         return float(metrics[self.monitor])
 
     def observe(self, metrics: dict[str, float], model: nn.Module, step: int) -> None:
@@ -60,11 +63,44 @@ class RecoveryCallback(TrainerCallback):
             self.best, self.metrics, self.best_step = value, dict(metrics), step
             if self.settings.restore_best:
                 # Cloned: a state dict kept by reference would follow the weights that go on training.
-                self.weights = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+                self.weights = {k: local(v).detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
         if self.reference is None or self._better(value, self.reference, self.settings.min_delta):
             self.reference, self.waited = value, 0
         else:
             self.waited += 1
+
+    @property
+    def name(self) -> str:
+        """The metric watched, without `eval_`."""
+        return self.monitor.removeprefix("eval_")
+
+    @property
+    def in_points(self) -> bool:
+        """Whether percentage points can be said of it."""
+        return is_fraction(self.monitor, ())
+
+    def check_unit(self, key: str, drop: Drop) -> None:
+        """Refuses a drop in points of a metric that has none; `key` is where the drop is said."""
+        if drop.points is not None and not self.in_points:
+            raise ConfigError(
+                f"{key}: '{self.name}' is watched, which has no percentage points; set pruning.recovery.monitor to an "
+                f"accuracy, or give a fraction of the dense value, e.g. {key.rpartition('.')[2]}: {{relative: 0.05}}"
+            )
+
+    def behind(self, value: float, dense: float) -> float:
+        """How much worse a value is than the dense model's; below 0 where it is better."""
+        return dense - value if self.greater_is_better else value - dense
+
+    def gained(self, drop: float, dense: float) -> str:
+        """A drop for a person, as what is won or lost against the dense model."""
+        if self.in_points:
+            return f"{-drop * (1 if abs(dense) > 1 else 100) + 0.0:+.2f} points"
+        return f"{drop if not self.greater_is_better else -drop:+.4g}"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the metric has not improved for as long as patience goes."""
+        return self.patience is not None and self.waited >= self.patience
 
     def _better(self, value: float, than: float, by: float) -> bool:
         return value > than + by if self.greater_is_better else value < than - by
@@ -74,7 +110,7 @@ class RecoveryCallback(TrainerCallback):
         if not (self.active and self._in_phase and self.monitor in metrics):
             return
         self.observe(metrics, model, state.global_step)
-        if self.patience is not None and self.waited >= self.patience:
+        if self.exhausted:
             control.should_training_stop = True
 
     _in_phase = False
@@ -89,7 +125,10 @@ class RecoveryCallback(TrainerCallback):
         """Puts the best weights back; whether that changed anything. `step` is where the model stands now."""
         if self.weights is None or self.best_step == step:
             return False
-        model.load_state_dict(self.weights)
+        if any(is_sharded(parameter) for parameter in model.parameters()):
+            put_back(model, self.weights)
+        else:
+            model.load_state_dict(self.weights)
         return True
 
     def state(self) -> dict[str, Any]:

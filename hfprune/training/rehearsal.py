@@ -92,7 +92,7 @@ def _unsuited(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "train_sampling_strategy", f"'{args.train_sampling_strategy}' is for texts; images have no length"
     if args.label_names is not None and args.label_names != ["labels"]:
         yield "label_names", f"{args.label_names}, but a batch holds them as 'labels'; leave it out"
-    if args.neftune_noise_alpha is not None and _input_embeddings(trainer.model) is None:
+    if args.neftune_noise_alpha is not None and input_embeddings(trainer.model) is None:
         yield "neftune_noise_alpha", f"adds noise to embeddings, and {type(trainer.model).__name__} has none"
     if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
         yield "dataloader_persistent_workers", "there are no workers to keep; set dataloader_num_workers too"
@@ -100,7 +100,8 @@ def _unsuited(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "use_liger_kernel", "needs the package liger-kernel, which is not installed"
 
 
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that a transformers model calls its input embeddings, where it has one."""
     if not isinstance(model, PreTrainedModel):
         return None
     try:

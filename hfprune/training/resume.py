@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
-from hfprune.checkpoint.files import is_write_failure, settle, sync, write_text
+from hfprune.checkpoint.files import is_write_failure, write_text
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.save import save_pretrained
-from hfprune.checkpoint.tensors import tensor_files
 from hfprune.errors import CheckpointError, TrainingDiverged
 from hfprune.masks import MaskSet
+from hfprune.stopping import deferred, handled
+from hfprune.training.callbacks import StopCallback
+from hfprune.training.checkpoints import SIDE, is_whole, last_checkpoint, last_whole, move_into_place, retain, set_right
 from hfprune.training.loss import LossTrainer
 
 ARGUMENTS_FILE = "training_args.json"
-_SIDE = ".writing-"
-_REPLACED = ".replaced-"
+PROCESSES_FILE = "training_processes.json"
 
 
 class ResumableTrainer(LossTrainer):
@@ -33,6 +36,55 @@ class ResumableTrainer(LossTrainer):
     masks: MaskSet | None = None
     _side: str | None = None
     _push_later: str | None = None
+
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **more: Any
+    ):
+        # Trainer's own answer to SIGTERM would go on with the next phase.
+        self.on_demand = args is not None and args.enable_jit_checkpoint
+        if self.on_demand:
+            args = copy.copy(args)
+            args.enable_jit_checkpoint = False
+        super().__init__(model, args, *others, **more)
+        self.add_callback(StopCallback())
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As in Trainer. Where a command runs, or `enable_jit_checkpoint` asks for it, SIGTERM leaves a checkpoint."""
+        if isinstance(resume_from_checkpoint, str):
+            self._check_step(Path(resume_from_checkpoint))
+        stops = any(isinstance(callback, StopCallback) for callback in self.callback_handler.callbacks)
+        with handled() if self.on_demand else nullcontext(), deferred() if stops else nullcontext():
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _examples(self) -> int:
+        """Examples that an optimizer step sees, over all processes."""
+        args = self.args
+        return args.per_device_train_batch_size * max(1, args.world_size) * args.gradient_accumulation_steps
+
+    def _check_step(self, checkpoint: Path) -> None:
+        """Refuses to go on in the middle of training with steps of another size: the place in the data would be wrong.
+
+        Any number of processes will do that gives the same examples a step.
+        """
+        try:
+            before = json.loads((checkpoint / PROCESSES_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        now, processes = self._examples(), max(1, self.args.world_size)
+        if before["examples_per_step"] == now:
+            return
+        size, rest = divmod(before["examples_per_step"], processes * self.args.gradient_accumulation_steps)
+        instead = f"training.per_device_train_batch_size={size} or " if not rest else ""
+        raise CheckpointError(
+            f"'{checkpoint}' was made by {before['processes']} processes with {before['examples_per_step']} examples "
+            f"an optimizer step; {processes} with {now} would go on at another place of the data: resume with "
+            f"{instead}the same number of processes"
+        )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -51,11 +103,14 @@ class ResumableTrainer(LossTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         options = {"state_dict": state_dict} if state_dict is not None else {}
+        self.write_model(output_dir or self.args.output_dir, model, self.masks, **options)
+
+    def write_model(self, folder: str, model: nn.Module, masks: MaskSet | None, **options: Any) -> None:
+        """Writes a model, with what belongs to a model of this trainer, into a folder."""
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        save_pretrained(model, folder, self.masks or None, tokenizer, **options)
+        save_pretrained(model, folder, masks or None, tokenizer, **options)
         # Trainer pickles its arguments; JSON says the same and runs nothing when it is read.
         write_text(Path(folder) / ARGUMENTS_FILE, self.args.to_json_string() + "\n")
 
@@ -66,7 +121,7 @@ class ResumableTrainer(LossTrainer):
         """Writes the checkpoint beside its place and moves it there whole."""
         folder = super()._get_output_dir(trial)
         name = f"checkpoint-{self.state.global_step}"
-        self._side = os.path.join(folder, f"{_SIDE}{name}")
+        self._side = os.path.join(folder, f"{SIDE}{name}")
         # Trainer would look for its best checkpoint beside the unfinished one.
         best_step, self.state.best_global_step = self.state.best_global_step, None
         try:
@@ -76,15 +131,19 @@ class ResumableTrainer(LossTrainer):
             if best_step:
                 self._record_best(Path(folder), Path(self._side) / name, best_step)
             if self.args.should_save:
+                world = {"processes": max(1, self.args.world_size), "examples_per_step": self._examples()}
+                write_text(Path(self._side) / name / PROCESSES_FILE, json.dumps(world) + "\n")
                 self.save_extra(Path(self._side) / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                _move_into_place(Path(self._side) / name, Path(folder) / name)
-                rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+                if not is_whole(Path(self._side) / name):
+                    raise CheckpointError("what was written can't be read back")
+                move_into_place(Path(self._side) / name, Path(folder) / name)
+                retain(Path(folder), self.args.save_total_limit, name, self.state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
             if _is_about_writing(error):
                 if self.args.should_save:
-                    _set_right(Path(folder))
+                    set_right(Path(folder))
                 raise CheckpointError(_not_written(folder, name, error)) from error
             raise
         finally:
@@ -139,8 +198,8 @@ class ResumableTrainer(LossTrainer):
         """Loads through `from_pretrained`: reading the tensors straight into the model would miss those that
         transformers renames while saving, and say so only in a warning."""
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if self.is_fsdp_enabled or not isinstance(target, PreTrainedModel):
-            if not self.is_fsdp_enabled and not hasattr(target, "peft_config"):
+        if not isinstance(target, PreTrainedModel):
+            if not hasattr(target, "peft_config"):
                 from_pretrained(resume_from_checkpoint, target, check=False)
                 return
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -152,59 +211,6 @@ class ResumableTrainer(LossTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The latest whole checkpoint of a run's folder; what a killed process left half done is set right or removed.
-
-    Where several processes run, all of them call this: the first sets right, the others wait for it.
-    """
-    folder = Path(folder)
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not together or torch.distributed.get_rank() == 0:
-        _set_right(folder)
-    if together:
-        torch.distributed.barrier()
-    return _last_whole(folder)
-
-
-def _set_right(folder: Path) -> None:
-    for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
-        original = folder / replaced.name.removeprefix(_REPLACED)
-        if original.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            replaced.rename(original)
-    for half in folder.glob(f"{_SIDE}*"):
-        shutil.rmtree(half, ignore_errors=True)
-
-
-def _last_whole(folder: Path) -> Path | None:
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        if _is_whole(path):
-            return path
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether the weights can be opened and the trainer's state can be read."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        tensor_files(checkpoint)
-    except (OSError, ValueError, CheckpointError):
-        return False
-    return True
-
-
-def _move_into_place(source: Path, target: Path) -> None:
-    settle(source)
-    aside = target.with_name(f"{_REPLACED}{target.name}")
-    if target.exists():
-        target.rename(aside)
-    source.rename(target)
-    sync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 def _is_about_writing(error: Exception) -> bool:
     """Whether a file could not be written; torch.save says so in a RuntimeError."""
     return is_write_failure(error) or isinstance(error, CheckpointError) or "StreamWriter" in str(error)
@@ -212,6 +218,6 @@ def _is_about_writing(error: Exception) -> bool:
 
 def _not_written(folder: str, name: str, error: Exception) -> str:
     # One process alone may have failed to write: the others are not waited for.
-    last = _last_whole(Path(folder))
+    last = last_whole(Path(folder))
     kept = f"the last good one is '{last}'" if last else "there is none before it"
     return f"output.folder: {name} could not be written ({' '.join(str(error).split())}); {kept}"

@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from hfprune.strategy import Ice
+from hfprune.training.callbacks import StopCallback
 from hfprune.training.progress import PhaseProgress
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def side_trainer(
     args.save_strategy, args.eval_strategy = type(args.save_strategy)("no"), type(args.eval_strategy)("no")
     args.logging_strategy = type(args.logging_strategy)("no")
     args.push_to_hub, args.load_best_model_at_end, args.report_to = False, False, []
-    recovery = trainer.pruning.recovery.model_copy(update={"restore_best": eval_dataset is not None, "patience": None})
+    recovery = trainer.pruning.recovery.model_copy(
+        update={"restore_best": eval_dataset is not None, "patience": None, "max_drop": None}
+    )
     side = kind(
         model=model,
         args=args,
@@ -52,5 +55,6 @@ def side_trainer(
         pruning=trainer.pruning.model_copy(update={"strategy": strategy, "recovery": recovery}),
     )
     side.pop_callback(PhaseProgress)
+    side.pop_callback(StopCallback)
     side.teacher, side.compute_loss = trainer.teacher, trainer.compute_loss
     return side

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import unshared
 from hfprune.errors import CheckpointError
 from hfprune.masks import MaskSet
+from hfprune.sharding import part_of
 from hfprune.training.phases import PruningState
 
 if TYPE_CHECKING:
@@ -26,26 +29,44 @@ HISTORY_FILE = "pruning_history.safetensors"
 FORMAT_VERSION = 1
 
 
-def save_state(trainer: PruningTrainer, folder: Path) -> None:
-    """Writes the state, the masks, the best weights of the running phase, and the movement."""
+class Held(NamedTuple):
+    """Whole tensors that belong to a checkpoint beside the model's: the masks, the best weights of the running phase,
+    and the movement."""
+
+    masks: MaskSet
+    best: Mapping[str, torch.Tensor] | None
+    history: Mapping[str, torch.Tensor]
+
+
+def held_by(trainer: PruningTrainer) -> Held:
+    """What a trainer holds now; of a sharded model the parts that lie here."""
+    recovery = trainer.recovery
+    best = recovery.weights if recovery is not None and not trainer.progress.done else None
+    return Held(trainer.masks, best, trainer.history)
+
+
+def save_state(trainer: PruningTrainer, folder: Path, held: Held) -> None:
+    """Writes the state and what is held beside the model."""
     recovery = trainer.recovery
     if recovery is not None:
         trainer.progress.best = recovery.state()
     values = {
         "format_version": FORMAT_VERSION,
         "pruning": trainer.pruning.model_dump(mode="json"),
-        "digest": trainer.masks.digest(),
-        "pattern": trainer.masks.pattern,
+        "digest": held.masks.digest(),
+        "pattern": held.masks.pattern,
         "state": trainer.progress.to_dict(),
     }
     if (structure := trainer.method.state()) is not None:
         values["structure"] = structure
-    if len(trainer.masks):
-        save_file(trainer.masks.state_dict(), folder / MASKS_FILE)
-    if recovery is not None and recovery.weights is not None and not trainer.progress.done:
-        save_file(unshared(recovery.weights), folder / BEST_FILE)
-    if trainer.history:
-        save_file({name: value.contiguous() for name, value in trainer.history.items()}, folder / HISTORY_FILE)
+    if len(held.masks):
+        save_file(held.masks.state_dict(), folder / MASKS_FILE)
+    if held.best is not None:
+        save_file(unshared(held.best), folder / BEST_FILE)
+    if held.history:
+        save_file({name: value.contiguous() for name, value in held.history.items()}, folder / HISTORY_FILE)
+    if trainer.guard is not None:
+        trainer.guard.save(folder)
     write_text(folder / STATE_FILE, json.dumps(values, indent=2) + "\n")
 
 
@@ -82,12 +103,23 @@ def load_state(trainer: PruningTrainer, folder: Path) -> dict[str, torch.Tensor]
         )
     trainer.method.load(values.get("structure"))
     packed = load_file(folder / MASKS_FILE) if (folder / MASKS_FILE).is_file() else {}
-    trainer.masks = MaskSet.from_state_dict(packed, trainer.model, values["pattern"])
-    if trainer.masks.digest() != values["digest"]:
+    masks = MaskSet.from_state_dict(packed, trainer.model, values["pattern"])
+    if masks.digest() != values["digest"]:
         raise CheckpointError(f"'{folder}': the masks do not match their recorded hash")
-    trainer.history = load_file(folder / HISTORY_FILE) if (folder / HISTORY_FILE).is_file() else {}
-    device = trainer.args.device
-    trainer.history = {name: value.to(device) for name, value in trainer.history.items()}
+    trainer.masks = trainer.own_masks(masks)
+    trainer.history = {
+        name: value.to(trainer.args.device) for name, value in _own_parts(trainer, folder / HISTORY_FILE).items()
+    }
     trainer.progress = PruningState.from_dict(values["state"])
-    best = load_file(folder / BEST_FILE) if (folder / BEST_FILE).is_file() else None
-    return best
+    if trainer.guard is not None:
+        trainer.guard.load(folder)
+    return _own_parts(trainer, folder / BEST_FILE) or None
+
+
+def _own_parts(trainer: PruningTrainer, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, of a sharded model's the parts that lie here; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    like = trainer.model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        return {name: part_of(file.get_tensor(name), like[name]).cpu() for name in file.keys()}  # noqa: SIM118

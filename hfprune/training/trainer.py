@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
+from hfprune.structure.graph import settled
 from hfprune.structure.pruner import StructuredPruner
 from hfprune.training.blockwise import method_of
 from hfprune.training.callbacks import (
@@ -33,20 +33,22 @@ from hfprune.training.callbacks import (
 )
 from hfprune.training.checks import check_fits
 from hfprune.training.choice import decide
-from hfprune.training.distill import DistillingTrainer
+from hfprune.training.collapse import Guard
 from hfprune.training.family import export_size
 from hfprune.training.ice import IceCourse
 from hfprune.training.logs import RunCallbacks, step_logs
 from hfprune.training.optimizer import OwnOptimizer
+from hfprune.training.phased import PhasedTrainer
 from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, phases_of
 from hfprune.training.progress import PhaseProgress, tell
-from hfprune.training.publishing import PublishingTrainer, check_pushing
+from hfprune.training.publishing import check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
+from hfprune.training.shards import check_pruning
 from hfprune.training.state import load_state, save_state
 from hfprune.training.world import check_world
 
 
-class PruningTrainer(DistillingTrainer, PublishingTrainer):
+class PruningTrainer(PhasedTrainer):
     """A Trainer that prunes: `train()` runs one phase of ordinary training after every pruning step.
 
     Everything that Trainer does (losses, mixed precision, accumulation, callbacks, loggers, `compute_metrics`) stays
@@ -70,6 +72,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
     Attributes:
         masks: what is held at zero.
         steps: one `StepRecord` a pruning step; `choice`: what the schedule `auto` became, and why.
+        saving: options of `save_pretrained` for the checkpoint of each of `export_sizes`.
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the length of training; before any training.
@@ -94,12 +97,15 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.callback_handler = RunCallbacks.of(self.callback_handler)
         self.pruning = PruningConfig(**pruning) if isinstance(pruning, dict) else pruning
         self.base_model, self.push_every_step, self.choice = base_model, push_every_step, ""
+        self.saving: dict[str, Any] = {}
         check_pushing(self)
+        check_pruning(self)
         self.masks, self.progress = MaskSet({}), PruningState()
         self.history: dict[str, torch.Tensor] = {}
         self.phases: list[Phase] = []
         self.recovery: RecoveryCallback | None = None
         self.course: IceCourse | None = None
+        self.guard: Guard | None = None
         if block := block_of(self.model):
             # A pruned model stays pruned, whatever is trained.
             self.masks = masks_from_block(self.model, block).bind(self.model)
@@ -134,11 +140,11 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.phases = phases_of(config, self.method.targets(), self.method.blocks)
         check_fits(self)
         self._own = OwnOptimizer(self.optimizer, self.lr_scheduler, self.model, config.is_structural)
-        self.add_callback(LiveParametersCallback(own_optimizer=self.optimizer is not None))
+        self.add_callback(LiveParametersCallback(self.optimizer is not None, self.is_deepspeed_enabled))
         if self.eval_dataset is not None:
-            monitor, greater = monitored(config.recovery, self.args, self.eval_dataset)
-            self.recovery = RecoveryCallback(config.recovery, monitor, greater)
+            self.recovery = RecoveryCallback(config.recovery, *monitored(config.recovery, self.args, self.eval_dataset))
             self.add_callback(self.recovery)
+        self.guard = Guard(self) if config.recovery.max_drop is not None else None
         self.course = IceCourse(self, PruningTrainer) if config.strategy is not None else None
         self.callback_handler.callbacks.insert(1, CountingCallback(self))
         self.callback_handler.callbacks.insert(2, GradualCallback(self))
@@ -170,13 +176,14 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         self.callback_handler.begin_run(self.args, self.state, self.control)
         self._begin(folder, ignore_keys_for_eval)
         outputs: list[TrainOutput] = []
-        while self.progress.phase < len(self.phases):
-            outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
-            folder = None
-            if self.progress.phase + 1 == len(self.phases):
-                break
-            self.progress.phase += 1
-            self.progress.done = False
+        with settled():
+            while self.progress.phase < len(self.phases):
+                outputs += self._run_phase(folder, trial, ignore_keys_for_eval)
+                folder = None
+                if self.progress.ended or self.progress.phase + 1 == len(self.phases):
+                    break
+                self.progress.phase += 1
+                self.progress.done = False
         last = self.phases[-1]
         if self.progress.reached < len(last.gradual):
             short = f"{self.achieved:.1%} pruned, before the schedule reached {last.target:.1%}"
@@ -188,6 +195,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
 
     def _begin(self, folder: str | None, ignore_keys: list[str] | None) -> None:
         """Takes up a checkpoint, or begins anew."""
+        self.begin_sharding()
         self.progress = PruningState()
         if self.pruning.recovery.distill is not None:
             self.begin_teaching(self.pruning.recovery.distill)
@@ -196,22 +204,29 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if folder is None:
             if self.course is not None:
                 self.course.begin(ignore_keys)
+            if self.guard is not None:
+                self.guard.begin(ignore_keys)
             return
         weights = load_state(self, Path(folder))
-        self.phases = phases_of(self.pruning, self.method.targets(), self.method.blocks)
+        targets = self.progress.targets or self.method.targets()
+        self.phases = phases_of(self.pruning, targets, self.method.blocks)
         if self.progress.record is not None:
             # Loading looks at what the model says of itself.
             self.method.annotate(self.achieved)
-        if self.progress.done:
+        if self.recovery is not None:
+            patience = self.phases[self.progress.phase].patience
+            self.recovery.load(self.progress.best, weights, patience)
+        if self.progress.done or self._out_of_patience():
             self._load_from_checkpoint(folder)
             self.state = type(self.state).load_from_json(str(Path(folder) / "trainer_state.json"))
             self.state.is_world_process_zero = self.is_world_process_zero()
             self.state.is_local_process_zero = self.is_local_process_zero()
             self.method.annotate(self.achieved)
         self.masks.bind(self.model)
-        if self.recovery is not None:
-            patience = self.phases[self.progress.phase].patience
-            self.recovery.load(self.progress.best, weights, patience)
+
+    def _out_of_patience(self) -> bool:
+        """Whether the phase that was taken up would have ended with the evaluation before its checkpoint."""
+        return self.recovery is not None and self.recovery.exhausted
 
     def _run_phase(self, folder: str | None, trial: Any, ignore_keys: list[str] | None) -> list[TrainOutput]:
         phase = self.phases[self.progress.phase]
@@ -224,6 +239,7 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         outputs, course = [], self.course
         # A phase that is taken up was being fine-tuned.
         wanted = course is None or folder is not None or course.fine_tunes(phase, self.progress.record)
+        wanted = wanted and not (folder is not None and self._out_of_patience())
         with self.phase_arguments(phase), course.fine_tuning() if course else nullcontext():
             if wanted and self._phase_trains(phase):
                 self.reset_for_phase()
@@ -231,10 +247,16 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
                 outputs.append(super().train(folder, trial, ignore_keys))
                 # What trained on is in the model's own memory now, also where a wrapper held it.
                 self.masks.bind(self.model).clean()
+                if folder is not None:  # what was said of the model before its weights were loaded
+                    self.method.annotate(self.achieved)
             self._close_phase(phase, began, ignore_keys)
+            stands = self.guard is None or self.guard.check()
+            if stands:
+                export_size(self, phase)
             if self.args.save_strategy != "no":
                 self.save_without_optimizer(trial)
-            self.push_step(phase)
+            if stands:
+                self.push_step(phase)
         return outputs
 
     def _open_phase(self, phase: Phase, ignore_keys: list[str] | None) -> None:
@@ -267,7 +289,6 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         record.seconds = time.perf_counter() - began
         self.log(step_logs(record))
         self.progress.close(phase.gradual, step, self.state.epoch)
-        export_size(self, phase)
 
     def _prune_to(self, target: float) -> float:
         achieved = self.method.prune_to(target)
@@ -286,89 +307,6 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
             # Weights of different sparsity don't compare: the best counts from the last target on.
             self.recovery.begin(phase.patience)
 
-    def calibration_batches(self) -> Any:
-        """A few training batches for the criterion, drawn by the seed apart from training's own order."""
-        size = self.pruner.criterion.batches * self._train_batch_size * max(1, self.args.world_size)
-        dataset = self.train_dataset
-        if hasattr(dataset, "__len__"):
-            seed = self.pruning.seed if self.pruning.seed is not None else self.args.seed
-            generator = torch.Generator().manual_seed(seed + self.progress.phase + self.progress.reached)
-            chosen = torch.randperm(len(dataset), generator=generator)[:size].tolist()
-            select = getattr(dataset, "select", None)
-            dataset = select(chosen) if select else torch.utils.data.Subset(dataset, chosen)
-        return self._get_dataloader(dataset, description="calibration", batch_size=self._train_batch_size)
-
-    def calibration_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Training's own loss on a batch."""
-        with self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(batch))
-
-    # ---- one phase of Trainer's own loop ------------------------------------------------------------------------
-
-    @contextmanager
-    def phase_arguments(self, phase: Phase) -> Iterator[None]:
-        """The arguments as the phase needs them; put back afterwards."""
-        changed: dict[str, Any] = {"load_best_model_at_end": False}
-        if phase.epochs is not None:
-            changed |= {"num_train_epochs": phase.epochs, "max_steps": -1}
-        if phase.steps is not None:
-            changed["max_steps"] = phase.steps
-        record = self.progress.record
-        rate = record.learning_rate if record and record.learning_rate is not None else phase.learning_rate
-        if rate is not None:
-            changed["learning_rate"] = rate
-        if self.recovery is not None and self.args.eval_strategy == "no":
-            changed["eval_strategy"] = type(self.args.eval_strategy)("epoch")
-        before = {name: getattr(self.args, name) for name in changed}
-        for name, value in changed.items():
-            setattr(self.args, name, value)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(self.args, name, value)
-
-    def _forget_preparation(self) -> None:
-        """Takes off the mark of an evaluation, for which accelerate would wrap nothing: no mixed precision, no DDP."""
-        vars(self.model).pop("_is_accelerate_prepared", None)
-
-    def _phase_trains(self, phase: Phase) -> bool:
-        return self.train_dataset is not None and (
-            self.args.max_steps > 0 or (self.args.max_steps != 0 and self.args.num_train_epochs > 0)
-        )
-
-    def unwrap(self) -> None:
-        """Takes off what training or evaluating put around the model."""
-        self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        self._forget_preparation()
-        self.model_wrapped = self.model
-
-    def reset_for_phase(self) -> None:
-        """A new optimizer, scheduler and wrapper: what Trainer keeps from the phase before holds on to old state."""
-        self.unwrap()
-        plan = self.pruner.plan if self.pruning.is_structural else None
-        self.optimizer, self.lr_scheduler = self._own.renewed(self.optimizer, self.lr_scheduler, self.model, plan)
-        self.accelerator.free_memory()
-        self.masks.bind(self.model)
-
-    def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: Any, trial: Any
-    ) -> tuple[int, int]:
-        """Optimizer steps and logs go on through the phases, so that checkpoints and curves never overlap."""
-        self.updates_per_epoch = num_update_steps_per_epoch
-        if self.pruning is None:
-            return super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
-        history, offset = self.state.log_history, self.progress.step_offset
-        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
-        if resume is None:
-            self.state.global_step, self.state.log_history = offset, history
-        else:
-            done = self.state.global_step - offset
-            rest = done % num_update_steps_per_epoch * self.args.gradient_accumulation_steps
-            position = (done // num_update_steps_per_epoch, 0 if self.args.ignore_data_skip else rest)
-        self.state.max_steps = offset + max_steps
-        return position
-
     def divergence(self, loss: float) -> str:
         where = f" in phase {self.progress.phase + 1} ({self.achieved:.1%} pruned)" if self.phases else ""
         return super().divergence(loss) + where
@@ -379,4 +317,4 @@ class PruningTrainer(DistillingTrainer, PublishingTrainer):
         if self.pruning is not None:
             if not self.progress.done:
                 self.progress.record.seconds = time.perf_counter() - self._began
-            save_state(self, folder)
+            save_state(self, folder, self.held)

@@ -168,19 +168,19 @@ def run_trial(
     """
     watch = _Stopwatch()
     side = side_trainer(kind, trainer, settings, train, held, [watch])
+    side.course.changes = trainer.course.changes  # one probe, on all of the data, serves all trials
     began = time.perf_counter()
     side.train()
     took = time.perf_counter() - began
-    dense, sign = side.course.found["dense"], 1 if side.recovery.greater_is_better else -1
-    name = side.recovery.monitor.removeprefix("eval_")
-    drop = sign * (dense - side.steps[-1].metric[name])
+    dense, watched = side.course.found["dense"], side.recovery
+    drop = watched.behind(side.steps[-1].metric[watched.name], dense)
     seconds = took - watch.seconds + watch.seconds / share
-    return Trial(settings.model_dump(mode="json"), seconds, drop, drop - tuning.bound.of(dense, side.course.in_points))
+    return Trial(settings.model_dump(mode="json"), seconds, drop, drop - tuning.bound.of(dense, watched.in_points))
 
 
 def said(trial: Trial, trainer: PruningTrainer) -> str:
     """A trial for a person."""
-    name, course = trainer.recovery.monitor.removeprefix("eval_"), trainer.course
+    name, course = trainer.recovery.name, trainer.course
     kept = "within the bound" if trial.excess <= 0 else "beyond the bound"
     return f"{name} {course.difference(trial.drop)} on the sample, {kept}; the run would take {trial.seconds:.1f} s"
 

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from transformers import BartConfig, BartForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.criteria import create
 from hfprune.criteria.calibration import gather
 from hfprune.lowrank.components import components_of
 from hfprune.lowrank.factor import factored_like, fill, largest_rank, merged
-from hfprune.weights import Weight
+from hfprune.weights import Weight, prunable_weights
+from tests.support.models import llama, tokens
 
 
 def layer(kind):
@@ -105,3 +107,36 @@ def test_the_largest_rank_that_saves(shape, rank):
     rows, columns = shape
     assert largest_rank(nn.Linear(columns, rows)) == rank
     assert rank * (rows + columns) < rows * columns <= (rank + 1) * (rows + columns)
+
+
+def moments(model, batch):
+    weights = prunable_weights(model)
+    found = gather(create("whitening"), model, weights, [batch], loss=lambda m, b: m(**b).logits.sum())
+    return {name: statistics[0] for name, statistics in found.items()}
+
+
+def encoder_decoder():
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    return BartForConditionalGeneration(BartConfig(vocab_size=64, **sizes, **heads)).eval()
+
+
+@pytest.mark.parametrize("build", [llama, encoder_decoder])
+def test_padding_counts_nowhere(build):
+    model, ids = build(), tokens(4)["input_ids"].clamp_min(3)
+    mask = torch.ones_like(ids)
+    mask[:2, 6:] = 0
+    # A decoder's own tokens are as many, and all of them real.
+    decoder = {"decoder_input_ids": ids.flip(1)} if build is encoder_decoder else {}
+    one, two = (
+        moments(model, {"input_ids": ids.masked_fill(mask == 0, filler), "attention_mask": mask, **decoder})
+        for filler in (5, 9)
+    )
+    assert one.keys() == two.keys() and one
+    for name, moment in one.items():
+        assert torch.allclose(moment, two[name], rtol=1e-4, atol=1e-5), name
+    if build is llama:
+        parts = [moments(model, {"input_ids": rows}) for rows in (ids[:2, :6], ids[2:])]
+        for name, moment in one.items():
+            assert torch.allclose(moment, parts[0][name] + parts[1][name], rtol=1e-4, atol=1e-4), name

@@ -8,7 +8,9 @@ from hfprune.report.tables import (
     comparison_rows,
     comparison_table,
     latency_conditions,
+    short_paths,
     sparsity_table,
+    steps_rows,
     steps_table,
 )
 
@@ -143,3 +145,14 @@ def test_markdown_has_the_same_cells_and_escapes_bars():
     assert text.splitlines()[:2] == ["|  | dense | pruned | change |", "|:--|--:|--:|--:|"]
     assert "| accuracy | 97.22 % | 95.83 % | -1.39 points |" in text
     assert "a\\|b" in as_markdown(comparison_rows({"pruned": {"metric": {"a|b": 1.0}}}))
+
+
+def test_blocks_are_named_without_what_all_begin_with():
+    assert short_paths(["timm_model.layer1.0", "timm_model.layer1.1", "timm_model.layer4.0"]) == [
+        "layer1.0", "layer1.1", "layer4.0",
+    ]  # fmt: skip
+    assert short_paths(["vit.encoder.layer.0", "vit.encoder.layer.1"]) == ["layer.0", "layer.1"]
+    assert short_paths(["a.b.c.0"]) == ["c.0"]
+    assert short_paths(["", ""]) == ["", ""] and short_paths([]) == []
+    steps = [{"block": f"timm_model.layer1.{n}", "target": 0.1, "fine_tuned": False} for n in range(2)]
+    assert [row[0] for row in steps_rows({"steps": steps}).rows] == ["1 layer1.0", "2 layer1.1"]

@@ -22,7 +22,7 @@ gc.collect()
 """
 
 
-def run_script(path: Path, code: str, *arguments: object, processes: int) -> None:
+def run_script(path: Path, code: str, *arguments: object, processes: int, config: Path | None = None) -> None:
     """Writes a script and runs it to its end, in several processes by torchrun; it must end well.
 
     Args:
@@ -30,10 +30,13 @@ def run_script(path: Path, code: str, *arguments: object, processes: int) -> Non
         code: what it holds.
         arguments: of its command line.
         processes: how many of them there are.
+        config: of `accelerate launch`, which then takes torchrun's place.
     """
     path.write_text(code + EPILOGUE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    launcher = torchrun if processes > 1 else [sys.executable]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    accelerate += ["--num_processes", str(processes), "--main_process_port", "0"]
+    launcher = accelerate if config is not None else torchrun if processes > 1 else [sys.executable]
     done = subprocess.run(
         [*launcher, str(path), *map(str, arguments)],
         capture_output=True,
@@ -42,4 +45,4 @@ def run_script(path: Path, code: str, *arguments: object, processes: int) -> Non
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-8000:]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import hfprune
 from hfprune import PruningConfig
 from hfprune.structure.groups import analyse
+from hfprune.structure.removal import remove
 
 Places = dict[str, Iterable[int]]
 """`tensor[dim]` to indices along that dimension."""
@@ -106,10 +107,36 @@ def in_order(groups):
     return sorted(groups, key=lambda group: sorted(map(str, group[2].items())))
 
 
+def check_once_cut(model, inputs, even_heads):
+    """What is known after a cut is what a new look finds."""
+    structure = analyse(model, inputs, even_heads=even_heads)
+    removed = {group.name: torch.tensor([1]) for group in structure.groups.values() if group.units > 2}
+    remove(structure, removed)
+    assert_alike(structure.without(removed), analyse(model, inputs, even_heads=even_heads))
+
+
+def assert_alike(known, found):
+    """Two structures say the same of what can be removed; the last unit of a group may look like another group."""
+    several = [group for group in known.groups.values() if group.units > 1]
+    last = {member.tensor for group in known.groups.values() if group.units == 1 for member in group.members}
+    others = (g for g in found.groups.values() if g.units > 1 and not {m.tensor for m in g.members} <= last)
+    assert [group.name for group in several] == [group.name for group in others]
+    for group in several:
+        other = found.groups[group.name]
+        assert (group.kind, group.units) == (other.kind, other.units)
+        members = [[(m.tensor, m.dim, m.indices.tolist()) for m in g.members] for g in (group, other)]
+        assert members[0] == members[1]
+        savings = [s.costs.marginal("macs", s.gone({}))[g.identities] for s, g in ((known, group), (found, other))]
+        assert savings[0].tolist() == savings[1].tolist()
+    assert known.costs.params() == found.costs.params() and known.costs.macs() == found.costs.macs()
+
+
 def check(model, inputs, expected, granularity="channel"):
-    """The groups are these; every other unit, made the least important, goes; the result is the silenced original."""
+    """The groups are these, also once a unit of each is gone; every other unit, made the least important, goes; the
+    result is the silenced original."""
     spread(model)
     assert found_groups(model, inputs, granularity == "head_dim") == in_order(expected.values())
+    check_once_cut(copy.deepcopy(model), inputs, granularity == "head_dim")
     gone = {}
     for _, units, places in expected.values():
         for place, indices in places.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from hfprune import PruningTrainer
 from hfprune.errors import ConfigError
 from hfprune.strategy import pruning_aware_rate
+from hfprune.training import ice
 from hfprune.training.ice import layer_parameters, least_changed
 from hfprune.training.tuning import sampled
 from tests.support.processes import run_script
@@ -307,6 +309,43 @@ def test_settings_are_searched_for_on_a_sample(tmp_path):
     assert found["settings"] == best["settings"] == trainer.course.now.model_dump(mode="json")
     trainer.train()
     assert trainer.course.report()["settings"]["tune"] is None
+
+
+def test_one_probe_serves_the_search_and_the_run(tmp_path, monkeypatch):
+    probes, probe = [], ice.probe
+    monkeypatch.setattr(ice, "probe", lambda *args: (probes.append(probe(*args)), probes[-1])[1])
+    strategy = {"trigger": 20, "freeze": 0.4, "tune": {"trials": 2, "sample": 0.5, "bound": 40}}
+    trainer = ice_trainer(tmp_path, residual(), strategy, save_strategy="no")
+    trainer.train()
+    assert len(probes) == 1
+    found = trainer.course.found
+    assert found["changes"] == probes[0]
+    assert found["frozen"] == least_changed(probes[0], trainer.course.now.freeze)
+    assert not any("changes" in trial for trial in found["trials"])
+
+
+def test_frozen_layers_that_come_first_take_no_backward_pass(tmp_path):
+    model = resnet()
+    trainer = ice_trainer(tmp_path, model, {"trigger": False}, pruning={"granularity": "channel"})
+    trainer.course.found["frozen"] = ["stem", "stages.0.conv1", "stages.0.conv2"]
+    reached = []
+    model.stages[0].register_forward_hook(lambda module, inputs, output: reached.append(output.requires_grad))
+    with trainer.course.fine_tuning():
+        assert model(torch.randn(2, 1, 8, 8)).requires_grad
+    model(torch.randn(2, 1, 8, 8))
+    assert reached == [False, True]
+
+
+def test_what_a_run_began_with_is_left_out_of_its_garbage_collections(tmp_path):
+    counts = []
+
+    class Count(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            counts.append(gc.get_freeze_count())
+
+    trainer = ice_trainer(tmp_path, residual(), OFF, [Count()], save_strategy="no")
+    trainer.train()
+    assert len(counts) == 2 and min(counts) > 1000 and gc.get_freeze_count() == 0
 
 
 def test_parts_that_are_off_are_not_searched_for(tmp_path):

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForImageClassification
 
 import hfprune
-from hfprune import Recipe
+from hfprune import PruningConfig, Recipe
 from hfprune.checkpoint import read_block
 from hfprune.checkpoint.metadata import plan_of
 from hfprune.errors import ConfigError
@@ -111,6 +111,27 @@ def test_one_run_leaves_every_size(tmp_path):
             assert (inner.t() @ rest).abs().max() < 1e-5 and (inner @ rest.t()).abs().max() < 1e-5
 
 
+def test_members_are_stored_as_the_recipe_says(tmp_path):
+    values = family_recipe(tmp_path / "run").model_dump(mode="json", exclude_unset=True)
+    values["output"] |= {"remote_code": True, "sparse": "bitmask"}
+    assert prepare_run(Recipe.parse(values)).trainer.saving == {"remote_code": True, "sparse": "bitmask"}
+    pruning = FAMILY | {"criterion": "singular_value", "export_sizes": [0.6], "recovery": {"epochs": 0}}
+    trainer = make_trainer(tmp_path / "code", tiny_vit(), pruning=pruning)
+    trainer.saving = {"remote_code": True}
+    trainer.train()
+    assert list((tmp_path / "code" / "sizes" / "0.6").glob("*.py"))
+    model = plain()
+    hfprune.prune(model, PruningConfig(target=0.8))
+    trainer = make_trainer(
+        tmp_path / "zeros", model, pruning=pruning | {"granularity": "channel", "criterion": "l1", "round_to": 1}
+    )
+    trainer.saving = {"sparse": "bitmask"}
+    trainer.train()
+    folder = tmp_path / "zeros" / "sizes" / "0.6"
+    assert "encodings" in read_block(folder)
+    assert torch.equal(hfprune.from_pretrained(folder, plain).fc.weight, trainer.model.fc.weight)
+
+
 def test_a_family_of_removals(tmp_path):
     pruning = FAMILY | {"granularity": "channel", "export_sizes": [0.8, 0.5], "recovery": {"steps": 2}}
     trainer = make_trainer(tmp_path, plain(), pruning=pruning)
@@ -145,6 +166,11 @@ def test_a_recipe_reports_every_size(tmp_path):
     assert "components of weights that are now products of two" in card
     assert "The same run left checkpoints of 2 sizes: 80.00 % (accuracy" in card
     assert "one for each exported size" in card and "import hfprune" in card
+    table = card.partition("## Sizes")[2].partition("##")[0]
+    for member in report["sizes"][1:]:
+        row = next(line for line in table.splitlines() if f"| {member['folder']} |" in line)
+        assert f"{member['params']:,}" in row and member["folder"] == f"sizes/{member['size']:g}"
+    assert [member.get("tag") for member in report["sizes"]] == [None] * 3
     for name in ("", "sizes/0.8", "sizes/0.6"):
         AutoModelForImageClassification.from_pretrained(tmp_path / "run" / name)
     again = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import TrainerCallback
 
 from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import CheckpointError
-from hfprune.training.resume import last_checkpoint
+from hfprune.training.checkpoints import last_checkpoint
 from tests.training.setup import Digits, PlainNet, make_trainer
 
 RUNS = {
@@ -31,6 +33,29 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class StopAtSave(TrainerCallback):
+    """A kill right after a checkpoint has been written, the `nth`."""
+
+    def __init__(self, nth: int):
+        self.left = nth
+
+    def on_save(self, *_, **__):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+class SigtermAt(TrainerCallback):
+    """A scheduler that wants the machine back."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def outcome(trainer) -> tuple:
@@ -62,6 +87,49 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, name):
         assert resumed.state.global_step == length
         steps = [entry["step"] for entry in resumed.state.log_history if "loss" in entry]
         assert steps == [entry["step"] for entry in whole.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_kill_after_the_last_checkpoint_of_a_phase_trains_no_longer(tmp_path, nth):
+    options = {"pruning": {"recovery": {"epochs": 3, "patience": 1}}, "learning_rate": 1e-9}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    assert [step.epochs for step in whole.steps] == [1.0, 1.0]
+    stopped = make_trainer(tmp_path / "stopped", **options, callbacks=[StopAtSave(nth)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = make_trainer(tmp_path / "stopped", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(outcome(resumed), outcome(whole))
+
+
+@pytest.mark.parametrize("step", [2, 4, 13])
+def test_sigterm_leaves_a_checkpoint_of_that_step(tmp_path, step):
+    options = {"enable_jit_checkpoint": True, "save_strategy": "no"}
+    whole = make_trainer(tmp_path / "whole", **options)
+    handler = signal.getsignal(signal.SIGTERM)
+    whole.train()
+    stopped = make_trainer(tmp_path / "stopped", **options, callbacks=[SigtermAt(step)])
+    with pytest.raises(SystemExit) as raised:
+        stopped.train()
+    assert raised.value.code == 143
+    assert last_checkpoint(tmp_path / "stopped").name == f"checkpoint-{step + 1}"
+    assert signal.getsignal(signal.SIGTERM) == handler
+    resumed = make_trainer(tmp_path / "stopped", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(outcome(resumed), outcome(whole))
+
+
+def test_another_number_of_examples_a_step_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, callbacks=[StopAt(5)]).train()
+    other = make_trainer(tmp_path, per_device_train_batch_size=16)
+    said = r"made by 1 processes with 32 examples an optimizer step; 1 with 16 .*per_device_train_batch_size=32"
+    with pytest.raises(CheckpointError, match=said):
+        other.train(resume_from_checkpoint=True)
+    same = make_trainer(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    same.train(resume_from_checkpoint=True)
+    assert same.achieved == pytest.approx(0.8, abs=1e-3)
 
 
 def test_every_checkpoint_resumes_to_the_same_end(tmp_path):
@@ -202,6 +270,28 @@ def test_a_failed_write_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     ):
         trainer.train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4"]
+
+
+def test_retention_never_takes_the_only_whole_one(tmp_path):
+    make_trainer(tmp_path / "other").train()
+    shutil.copytree(last_checkpoint(tmp_path / "other"), tmp_path / "run" / "checkpoint-999")
+    (tmp_path / "run" / "checkpoint-999" / "model.safetensors").write_bytes(b"half")
+    trainer = make_trainer(tmp_path / "run", save_total_limit=1)
+    trainer.train()
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-16"
+
+
+def test_what_can_not_be_read_back_takes_nobodys_place(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_total_limit=1)
+
+    def broken(self, folder):
+        if self.state.global_step == 8:
+            (folder / "pruning_state.json").write_text('{"half')
+
+    monkeypatch.setattr(type(trainer), "save_extra", broken)
+    with pytest.raises(CheckpointError, match="checkpoint-8 could not be written .*can't be read back.*checkpoint-4"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 def test_retention_keeps_the_newest(tmp_path):

@@ -19,6 +19,7 @@ from hfprune.criteria.calibration.second import curvature
 from hfprune.criteria.complaints import blaming
 from hfprune.criteria.criterion import WITHOUT_DATA, Criterion
 from hfprune.errors import ConfigError, ModelError
+from hfprune.sharding import local
 from hfprune.weights import Weight
 
 _WORDS = {
@@ -95,7 +96,7 @@ def _statistic(
         slopes = found["gradient"] if "gradient" in found else gradient(calibration)
         found["gradient"] = slopes
         weights = calibration.weights
-        return {key: weights[key].parameter.detach() * slope for key, slope in slopes.items()}
+        return {key: local(weights[key].parameter).detach() * slope for key, slope in slopes.items()}
     if name == "curvature":
         return curvature(calibration, criterion.probes)
     if name == "activation_entropy":

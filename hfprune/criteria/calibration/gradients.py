@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hfprune.criteria.calibration.batches import FORWARD_FAILURES, LossFunction, default_loss
 from hfprune.criteria.calibration.running import Calibration, accumulate, differentiable, zeros
+from hfprune.criteria.calibration.shards import sharded_gradient
 from hfprune.errors import DataError, HfpruneError, ModelError
+from hfprune.sharding import is_sharded
 from hfprune.weights import Weight
 
 VMAP_ELEMENTS = 1 << 27
@@ -35,6 +37,8 @@ def mean_gradients(
 def gradient(calibration: Calibration) -> dict[str, torch.Tensor]:
     """The gradient of the loss, averaged over batches and all processes; weights that took no part are left out."""
     parameters = calibration.parameters
+    if any(is_sharded(parameter) for parameter in parameters):
+        return sharded_gradient(calibration)
     sums: list[torch.Tensor | None] = [None] * len(parameters)
     added = [0] * len(parameters)
     reached = torch.zeros(len(parameters), device=calibration.device)

@@ -1,4 +1,4 @@
-"""Which positions of a batch are real ones, and which only fill up the shorter rows."""
+"""Tokens: which positions of a batch are real ones, and which are padding."""
 
 from __future__ import annotations
 

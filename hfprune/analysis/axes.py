@@ -1,0 +1,190 @@
+"""AxesComparison: what the runs of several methods say, in one table of method, criterion, schedule and size."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group as Stack
+from rich.table import Table
+
+from hfprune.analysis.axes_claims import AxesGroup, claims
+from hfprune.analysis.comparison import COSTS, Comparison
+from hfprune.analysis.verdicts import Claim, sentence
+from hfprune.profiling import human_bytes
+from hfprune.report.tables import UNKNOWN, title
+
+FRONTS = ("speed", "bytes")
+_PLACE = ("method", "criterion", "schedule", "size", "budget", "patience")
+_COLUMNS = (*_PLACE, "seed", "value", "dense", "params", "nonzero", "bytes", "macs")
+
+
+@dataclass(frozen=True)
+class AxesComparison(Comparison):
+    """What `compare` found where its grid names methods."""
+
+    @cached_property
+    def groups(self) -> list[AxesGroup]:
+        """The runs that differ only in their seed, together; the largest size first, and of each size the best."""
+        found: dict[tuple, list[dict[str, Any]]] = {}
+        for run in self.runs:
+            found.setdefault(tuple(str(run[key]) for key in _PLACE), []).append(run)
+        groups = [self._of_method(runs) for runs in found.values()]
+        worst = float("-inf")
+        return sorted(groups, key=lambda g: (-g.size, -(self.measure.gain(g.mean, 0.0) if g.values else worst)))
+
+    def _of_method(self, runs: list[dict[str, Any]]) -> AxesGroup:
+        first = runs[0]
+        length = ("budget", first["budget"]) if first["budget"] is not None else ("patience", str(first["patience"]))
+        plain = self._group((first["ratio"], length, first["criterion"], first["schedule"]), runs)
+        models = [run["model"] for run in runs if run["value"] is not None]
+        middle = {
+            name: {batch: statistics.median(model[name][batch] for model in models) for batch in models[0][name]}
+            for name in ("latency_ms", "speedup")
+            if models
+        }
+        return AxesGroup(
+            **{name: getattr(plain, name) for name in plain.__dataclass_fields__},
+            method=first["method"],
+            kind=first["kind"],
+            size=first["size"],
+            looks_at_data=first["looks_at_data"],
+            nonzero=statistics.fmean(model["size"] for model in models) if models else None,
+            bytes=statistics.fmean(model["bytes"] for model in models) if models else None,
+            **middle,
+        )
+
+    @property
+    def sizes(self) -> list[float]:
+        """The sizes, the largest first."""
+        return sorted({group.size for group in self.groups}, reverse=True)
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """One for every size and length: which combination won, by how much, and whether the seeds spread less."""
+        places = dict.fromkeys((group.size, group.length) for group in self.groups)
+        many = len({length for _, length in places}) > 1
+        return [
+            sentence(self.measure, [one for one in self.groups if (one.size, one.length) == place], True, many)
+            for place in places
+        ]
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """The source's claims on its three axes, each confirmed, not confirmed or undecided by these runs."""
+        return claims(self.measure, self.groups)
+
+    def pareto(self, cost: str) -> list[AxesGroup]:
+        """The results that no other beats in the metric and in one cost, of all sizes; the cheapest last.
+
+        Args:
+            cost: `speed` (at the largest batch size) or `bytes`.
+        """
+        known = [group for group in self.groups if group.values]
+        spent = {"speed": lambda g: -g.speed, "bytes": lambda g: g.bytes}[cost]
+        points = [(spent(group), self.measure.gain(group.mean, 0.0)) for group in known]
+        kept = [
+            group
+            for group, (cheap, good) in zip(known, points, strict=True)
+            if not any(c <= cheap and g >= good and (c, g) != (cheap, good) for c, g in points)
+        ]
+        return sorted(kept, key=spent, reverse=True)
+
+    # ---- what it shows ----------------------------------------------------------------------------------------------
+
+    def table(self) -> Stack:
+        """For `rich.print`: one row a method, criterion, schedule and size, then the sentences and the claims."""
+        measure, whole = self.measure, self._dense_model()
+        head = f"{title(measure.name)}, dense {measure.show(measure.dense)}"
+        if whole:
+            head += f", {whole['params']:,} parameters, {human_bytes(whole['bytes'])}"
+        table = Table(title=head, title_justify="left")
+        several = len({group.length for group in self.groups}) > 1
+        batches = self._batches()
+        names = ["size", "method", "criterion", "schedule", *(["length"] if several else []), title(measure.name)]
+        names += ["left", "on disk", *(f"batch {batch}" for batch in batches), "seconds", "scored", "front"]
+        for name in names:
+            words = name in ("method", "criterion", "schedule", "front")
+            table.add_column(name, justify="left" if words else "right", no_wrap=True)
+        fronts = {cost: self.pareto(cost) for cost in FRONTS}
+        for size in self.sizes:
+            for group in (group for group in self.groups if group.size == size):
+                marks = [cost for cost, front in fronts.items() if group in front]
+                table.add_row(*self._cells(group, several), "both" if len(marks) > 1 else "".join(marks))
+            table.add_section()
+        return Stack(table, *self._lines(several))
+
+    def _lines(self, several: bool) -> list[str]:
+        lines = []
+        if self.groups and not several:
+            length = self.groups[0].length
+            every = "pruning step" if length.startswith("patience") else "run"
+            lines.append(f"every {every}: {length} of fine-tuning" + (" in all" if every == "run" else ""))
+        counts = sorted({len(group.values) for group in self.groups})
+        if counts:
+            lines.append(f"each row: {' to '.join(map(str, counts))} seed{'' if counts == [1] else 's'}, "
+                         f"the mean ± their standard deviation")  # fmt: skip
+        if (missing := self.planned - len(self.runs)) > 0:
+            lines.append(f"{missing} of {self.planned} runs are still to be made")
+        lines.append("size: what was asked for, left: the non-zero parameters, of all the dense model's, embeddings "
+                     "included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, in turns "
+                     "with it; scored: batches seen for scores; front: nothing here is better at as much speed (at the "
+                     "largest batch), as few bytes, or both")  # fmt: skip
+        lines += [f"* {text}" for text in self.sentences]
+        lines.append("the claims of arXiv 2310.03424 on these runs:")
+        return lines + [f"{claim.number}. {claim.text}: {claim.verdict}. {claim.numbers}" for claim in self.claims]
+
+    def _cells(self, group: AxesGroup, several: bool) -> list[str]:
+        measure = self.measure
+        spread = "" if group.sd is None else f" ± {measure.difference(group.sd)}"
+        failed = f" ({group.failed} failed)" if group.failed else ""
+        cells = [f"{group.size:.4g}", group.method, group.criterion, group.schedule]
+        cells += [*([group.length] if several else []), f"{measure.show(group.mean)}{spread}{failed}"]
+        batches = self._batches()
+        if not group.values:
+            return [*cells, *[UNKNOWN] * (4 + len(batches))]
+        cells += [f"{group.nonzero:.1%}", human_bytes(group.bytes), *(f"{group.speedup[b]:.2f}x" for b in batches)]
+        return [*cells, f"{group.costs['seconds']:.1f}", f"{group.costs['scoring_batches']:.0f}"]
+
+    def _batches(self) -> list[str]:
+        return sorted({batch for group in self.groups for batch in group.speedup}, key=int)
+
+    def _dense_model(self) -> dict[str, Any]:
+        return next((run["model"]["dense"] for run in self.runs if "model" in run), {})
+
+    # ---- files ------------------------------------------------------------------------------------------------------
+
+    def fronts(self) -> dict[str, Any]:
+        """The fronts by speed and by bytes: method, criterion, schedule, size and length of each result."""
+        return {
+            cost: [[g.method, g.criterion, g.schedule, g.size, g.length] for g in self.pareto(cost)] for cost in FRONTS
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return super().to_dict() | {"dense_model": self._dense_model()}
+
+    def to_csv(self) -> str:
+        """One line a run, the columns named in the first."""
+        batches = self._batches()
+        text = io.StringIO()
+        speed = [f"speedup_batch_{batch}" for batch in batches]
+        writer = csv.DictWriter(text, [*_COLUMNS, *speed, *COSTS, "failed"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for run in self.runs:
+            model = run.get("model", {})
+            own = {f"speedup_batch_{batch}": value for batch, value in model.get("speedup", {}).items()}
+            writer.writerow({**model, **own, **run, **run["cost"]})
+        return text.getvalue()
+
+    def pictures(self) -> dict[str, Callable[[dict[str, Any], Path], Path]]:
+        """Name to what draws it from a report."""
+        from hfprune.report.axes import sizes_plot, speed_plot
+
+        return {"sizes.png": sizes_plot, "speed.png": speed_plot}

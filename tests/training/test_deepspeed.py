@@ -1,0 +1,107 @@
+"""DeepSpeed's stages on CPUs, where it is installed: the masks and weights of one process, and resume."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfprune.checkpoint import verify
+from tests.support.processes import ROOT, run_script
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+
+CONFIGS = ROOT / "recipes" / "accelerate"
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch.distributed as dist, transformers
+from hfprune.errors import ConfigError
+from tests.training.setup import make_trainer, tiny_vit
+
+transformers.utils.logging.disable_progress_bar()
+folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+
+def trainer(name, **options):
+    pruning = {"criterion": "snip", "recovery": {"epochs": 2, "restore_best": False}} | options.pop("pruning", {})
+    return make_trainer(
+        folder / name, tiny_vit(dropout=0.0), per_device_train_batch_size=32 // processes, learning_rate=1e-3,
+        per_device_eval_batch_size=100 // processes, pruning=pruning, **options)
+
+class Interrupted(Exception):
+    pass
+
+class Interrupt(transformers.TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 7:
+            raise Interrupted
+
+whole = trainer("whole")
+assert whole.args.world_size == processes
+whole.train()
+whole.save_model(str(folder / "saved"))
+if processes > 1:
+    digests = [None] * processes
+    dist.all_gather_object(digests, whole.masks.digest())
+    assert len(set(digests)) == 1
+    try:
+        trainer("halted", callbacks=[Interrupt()]).train()
+        raise AssertionError
+    except Interrupted:
+        pass
+    again = trainer("halted")
+    again.train(resume_from_checkpoint=True)
+    again.save_model(str(folder / "resumed"))
+    for words, pruning in (("'movement'", {"criterion": "movement"}), ("whole tensors", {"granularity": "neuron"})):
+        try:
+            trainer("refused", pruning=pruning)
+            raise AssertionError
+        except ConfigError as error:
+            assert words in str(error), error
+"""
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_of_zero_prune_like_one_and_resume(tmp_path, stage, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = CONFIGS / f"deepspeed_zero{stage}.yaml"
+    for processes in (1, 2):
+        run_script(
+            tmp_path / "train.py",
+            SCRIPT,
+            tmp_path / str(processes),
+            processes,
+            processes=processes,
+            config=config if processes > 1 else None,
+        )
+    assert not verify(tmp_path / "2" / "saved").problems
+    one, two, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("1/saved", "2/saved", "2/resumed")
+    )
+    zeros = [sum(int((tensors[name] == 0).sum()) for name in one) for tensors in (one, two)]
+    assert zeros[0] == zeros[1]
+    assert sum(int(((two[name] == 0) != (value == 0)).sum()) for name, value in one.items()) <= 1e-3 * zeros[0]
+    for name, value in two.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=0)
+        torch.testing.assert_close(one[name], value, atol=3e-3, rtol=0)
+
+
+def test_stage_3_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = tmp_path / "zero3.yaml"
+    text = (CONFIGS / "deepspeed_zero2.yaml").read_text(encoding="utf-8").replace("zero_stage: 2", "zero_stage: 3")
+    config.write_text(text, encoding="utf-8")
+    code = """
+from hfprune.errors import ConfigError
+from tests.training.setup import make_trainer, tiny_vit
+import sys, pathlib
+try:
+    make_trainer(pathlib.Path(sys.argv[1]), tiny_vit())
+    raise AssertionError
+except ConfigError as error:
+    assert "zero_stage: 3" in str(error), error
+"""
+    run_script(tmp_path / "refused.py", code, tmp_path / "out", processes=2, config=config)
