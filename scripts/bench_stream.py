@@ -1,8 +1,8 @@
 """Peak memory of pruning a checkpoint from files to files: a random Llama of a gigabyte in shards, bfloat16, on the CPU.
 
-python scripts/bench_stream.py [--criterion l1 wanda sparsegpt] [--layers 16] [--tokens 256] [--batches 8] [--folder F]
+python scripts/bench_stream.py [--way l1 wanda sparsegpt neuron layer] [--layers 30] [--tokens 256] [--batches 8] [--folder F]
 
-Each criterion runs in a process of its own. Printed are the bound that it says before it starts, the peak of the
+Each way (a criterion of single weights, or a granularity) runs in a process of its own. Printed are the bound that it says before it starts, the peak of the
 process's memory above what it had just before (the libraries and the example batches were loaded), and the seconds.
 The checkpoints lie in a temporary folder, or in `--folder`, and go away at the end. Linux only.
 """
@@ -49,19 +49,27 @@ def build(folder: Path, layers: int, answers: Any) -> None:
     answers.put(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
 
 
-def contender(folder: Path, criterion: str, options: argparse.Namespace, answers: Any) -> None:
+def config_of(way: str, batches: int) -> hfprune.PruningConfig:
+    """Half of the weights, neurons or layers."""
+    if way in ("neuron", "layer"):
+        return hfprune.PruningConfig(granularity=way, target=0.5, scope="layer")
+    chosen = {"name": way} if way == "l1" else {"name": way, "batches": batches}
+    return hfprune.PruningConfig(criterion=chosen, target=0.5, scope="global" if way == "l1" else "layer")
+
+
+def contender(folder: Path, way: str, options: argparse.Namespace, answers: Any) -> None:
     """Prunes in this process, and puts what was measured into a queue."""
     g = torch.Generator().manual_seed(0)
     shape = (options.batch_size, options.tokens)
     data = [{"input_ids": torch.randint(WORDS["vocab_size"], shape, generator=g)} for _ in range(options.batches)]
-    chosen = {"name": criterion} if criterion == "l1" else {"name": criterion, "batches": options.batches}
-    config = hfprune.PruningConfig(criterion=chosen, target=0.5, scope="global" if criterion == "l1" else "layer")
-    hfprune.prune_checkpoint  # noqa: B018  (imports what it needs)
-    output = folder.with_name(criterion)
+    config = config_of(way, options.batches)
+    data = data if config.criterion_name in ("wanda", "sparsegpt") else None
+    hfprune.prune_checkpoint, LlamaForCausalLM  # noqa: B018  (imports what it needs)
+    output = folder.with_name(way)
     before = memory("VmRSS")
     forget_peak()
     began = time.perf_counter()
-    report = hfprune.prune_checkpoint(
+    report = hfprune.prune_checkpoint(folder, output, config, data, say=lambda line: None)
         folder, output, config, None if criterion == "l1" else data, say=lambda line: None
     )
     seconds = time.perf_counter() - began
@@ -83,7 +91,7 @@ def in_a_process(target: Any, *args: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--criterion", nargs="+", default=["l1", "wanda", "sparsegpt"])
+    parser.add_argument("--way", nargs="+", default=["l1", "wanda", "sparsegpt", "neuron", "layer"])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=1)
@@ -94,12 +102,12 @@ def main() -> None:
         dense = Path(place) / "dense"
         size = in_a_process(build, dense, options.layers)
         table = Table(title=f"Llama of {human_bytes(size)} in {len(list(dense.glob('*.safetensors')))} shards")
-        for heading in ("criterion", "bound", "peak above the start", "seconds", "gone"):
-            table.add_column(heading, justify="left" if heading == "criterion" else "right")
-        for criterion in options.criterion:
-            found = in_a_process(contender, dense, criterion, options)
+        for heading in ("way", "bound", "peak above the start", "seconds", "gone"):
+            table.add_column(heading, justify="left" if heading == "way" else "right")
+        for way in options.way:
+            found = in_a_process(contender, dense, way, options)
             numbers = (human_bytes(found["bound"]), human_bytes(found["above"]), f"{found['seconds']:.0f}")
-            table.add_row(criterion, *numbers, f"{found['achieved']:.2%}")
+            table.add_row(way, *numbers, f"{found['achieved']:.2%}")
     Console(width=100).print(table)
 
 

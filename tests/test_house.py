@@ -15,7 +15,9 @@ LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets", "stopping"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "drop", "schedules", "methods"), 2),
     **dict.fromkeys(("config", "strategy", "grid", "recipe"), 2),
-    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3),
+    **dict.fromkeys(
+        ("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3
+    ),
     **dict.fromkeys(("counts", "pruner", "sharded", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     **dict.fromkeys(("oneshot", "streaming"), 5.5),

@@ -12,13 +12,15 @@ from torch import nn
 from hfprune.criteria.calibration import to_device
 from hfprune.criteria.stacks import Call, Replay, Stack, candidates, capture, chained, outermost, tensors_in
 from hfprune.criteria.visit import Visit
-from hfprune.errors import ModelError
+from hfprune.errors import DataError, ModelError
 from hfprune.originals import Originals
 from hfprune.streaming.bound import Bound, Seen, of_blocks
 from hfprune.streaming.residence import Residence, shapes_only
 from hfprune.streaming.result import Result
 from hfprune.streaming.shards import read
 from hfprune.streaming.source import Source
+
+NO_WAY = "this model can't be streamed block by block: prune it in memory, or use l1"
 
 
 class Unchanged(Originals):
@@ -47,6 +49,7 @@ class StreamedVisit(Visit):
         self.source: Source = result.source
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.residence = Residence(self.model, self._values, device)
+        _without_labels(self.model, self.batches[0])  # it may be refused
         plain = self.forward
 
         def forward(model: nn.Module, batch: Any) -> Any:
@@ -64,10 +67,7 @@ class StreamedVisit(Visit):
         inside, listed = self._inside(found), self._inside(lists)
         lost = next((name for name in self.layers if name in listed and name not in inside), None)
         if lost is not None:
-            raise ModelError(
-                f"'{lost}' lies in no block that can be run by itself, so that the model can't be streamed block by "
-                f"block; prune it in memory, or use l1"
-            )
+            raise ModelError(f"'{lost}' lies in no block that can be run by itself; {NO_WAY}")
         self.tell(self._bound(found, [calls[stack.path] for stack in found]))
         return found
 
@@ -100,8 +100,11 @@ class StreamedVisit(Visit):
     def _shapes_only(self, stacks: list[Stack]) -> Iterator[None]:
         """Modules run with their values, but for the blocks of some stacks, which compute shapes alone."""
         blocks = [block for stack in stacks for block in stack.blocks.values()]
-        with self.residence.on_demand(), shapes_only(blocks):
-            yield
+        try:
+            with self.residence.on_demand(), shapes_only(blocks):
+                yield
+        except ModelError as error:
+            raise ModelError(f"{error} (its blocks were given shapes alone); {NO_WAY}") from error
 
     def _calls(self, stack: Stack) -> list[Call]:
         with self._shapes_only([stack]):
@@ -150,5 +153,9 @@ def _without_labels(model: nn.Module, batch: Any) -> Any:
         return batch
     given = {key: value for key, value in batch.items() if key != "labels"}
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" not in given:
-        given["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if prepare is None:
+            raise DataError(f"data: {type(model).__name__} makes no inputs of its decoder from labels alone; give "
+                            f"decoder_input_ids")  # fmt: skip
+        given["decoder_input_ids"] = prepare(labels=batch["labels"])
     return given

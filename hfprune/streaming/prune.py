@@ -133,13 +133,13 @@ def _removed(
     say(str(bound))
     progress("scoring", 0, 1)
     (target,) = pruner.targets()
-    kept, reached, note = cut(pruner, target)
+    choice = cut(pruner, target)
     with side_folder(output, replaces=WEIGHTS_FILES) as side:
-        result = lay_out(source, pruner.plan, kept, side)
-        write(result, kept, progress)
+        result = lay_out(pruner, side)
+        write(pruner, result, progress)
         result.copy_the_rest()
         result.finish(config_values(source))
-    return StreamReport(output, reached, pruner.total_units, pruner.gone_units(), bound, note=note)
+    return StreamReport(output, choice.reached, pruner.total_units, pruner.gone_units(), bound, note=choice.note)
 
 
 def _check(folder: Path, output: Path, config: PruningConfig, sparse: str | None) -> None:

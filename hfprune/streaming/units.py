@@ -18,12 +18,11 @@ from hfprune.masks import MaskSet
 from hfprune.streaming.bound import Bound, of_units
 from hfprune.streaming.result import Result
 from hfprune.streaming.source import Source
+from hfprune.structure.choices import Choice
 from hfprune.structure.plan import Plan
 from hfprune.structure.pruner import StructuredPruner
 from hfprune.structure.record import dense_path
 from hfprune.structure.surgery import kept_indices, sliced
-
-Kept = dict[str, dict[int, torch.Tensor]]
 
 
 class Values(Mapping[str, torch.Tensor]):
@@ -49,20 +48,39 @@ class Values(Mapping[str, torch.Tensor]):
 
 
 class StreamedUnits(StructuredPruner):
-    """A StructuredPruner whose model has no values: scores are made from files, and cuts are tried on shapes alone."""
+    """A StructuredPruner whose model has no values: scores are made from files, and cuts are tried on shapes alone.
+
+    Args:
+        source: the checkpoint.
+        config: what to remove.
+
+    Attributes:
+        kept: what stays of each tensor that loses something, by its name in the dense model.
+
+    Raises:
+        ConfigError: also for what needs values of the whole model.
+    """
 
     def __init__(self, source: Source, config: PruningConfig):
+        if "rank" in config.granularities:
+            raise ConfigError("pruning.granularity: 'rank' needs the whole model in memory; it can't be streamed")
         super().__init__(source.model, config)
         self.source = source
+        self.kept: dict[str, dict[int, torch.Tensor]] = {}
         if self.needs_data or self.criterion.statistics:
             raise ConfigError(
                 f"pruning.criterion: '{config.criterion_name}' runs the whole model; with streaming use l1, l2, lamp, "
                 f"bn_scale or random for what is removed"
             )
-        if "rank" in config.granularities:
-            raise ConfigError("pruning.granularity: 'rank' needs the whole model in memory; it can't be streamed")
         if self.measured == "latency":
             raise ConfigError("pruning.target.latency: what is streamed can't be timed; use ratio, params or macs")
+
+    def apply(self, choice: Choice) -> None:
+        structure = self.structure
+        super().apply(choice)
+        if choice.units:
+            found = kept_indices(structure, structure.gone(choice.units))
+            self.kept = {dense_path(self.plan, name): dims for name, dims in found.items()}
 
     @property
     def values(self) -> Mapping[str, torch.Tensor]:
@@ -74,45 +92,29 @@ def bound_of(pruner: StreamedUnits) -> Bound:
     return of_units(pruner.source, pruner.scored(), len(pruner.structure.graph.nodes))
 
 
-def cut(pruner: StreamedUnits, target: float) -> tuple[Kept, float, str]:
+def cut(pruner: StreamedUnits, target: float) -> Choice:
     """Chooses what goes and cuts the model on the meta device.
-
-    Returns:
-        What stays of each tensor that loses something, by its name in the dense model; the fraction that is gone; and
-        where the target was not met, why.
 
     Raises:
         ConfigError: what would be left is no stock model.
     """
-    config = pruner.config
-    dense = deepcopy(pruner.model.config)
     choice = pruner.step(target)
-    kept: Kept = {}
-    if choice.units:
-        found = kept_indices(pruner.structure, pruner.structure.gone(choice.units))
-        kept = {dense_path(pruner.plan, name): dims for name, dims in found.items()}
-    annotate(pruner.model, config, MaskSet({}), choice.reached, plan=pruner.plan)
+    annotate(pruner.model, pruner.config, MaskSet({}), choice.reached, plan=pruner.plan)
     if getattr(pruner.model.config, "quantization_config", None) is not None:
-        pruner.model.config = dense
         raise ConfigError(
             f"pruning: cut so, {type(pruner.model).__name__} is none that its config can say, and streaming writes "
             f"stock models alone; cut all layers alike (scope: layer, granularity neuron, head or layer, no per_layer)"
         )
-    return kept, choice.reached, choice.note
+    return choice
 
 
-def lay_out(source: Source, plan: Plan, kept: Kept, folder: Path) -> Result:
-    """The files of the smaller model.
-
-    Args:
-        source: the dense checkpoint, with the model cut already.
-        plan: which blocks are gone.
-        kept: what stays of each tensor, by its name in the dense model.
-        folder: where the files go.
+def lay_out(pruner: StreamedUnits, folder: Path) -> Result:
+    """The files of the smaller model, in a folder.
 
     Raises:
         CheckpointError: the names of tensors after a block that is gone can't be told.
     """
+    source, plan, kept = pruner.source, pruner.plan, pruner.kept
     known = {stored: name for name, stored in source.stored.items()}
     known |= {part: name for name, parts in source.parts.items() for part in parts}
     gone = tuple(f"{path}." for path in plan.dropped)
@@ -140,9 +142,9 @@ def lay_out(source: Source, plan: Plan, kept: Kept, folder: Path) -> Result:
     return Result(source, folder, None, places, origins)
 
 
-def write(result: Result, kept: Kept, progress: Tell) -> None:
+def write(pruner: StreamedUnits, result: Result, progress: Tell) -> None:
     """Cuts the tensors one after another into the files."""
-    source = result.source
+    source, kept = pruner.source, pruner.kept
     names = {stored: name for name, stored in source.stored.items() if name in kept}
     todo = [(new, names[stored]) for new, stored in result.origins.items() if stored in names]
     for done, (new, name) in enumerate(todo, 1):
