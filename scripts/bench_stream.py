@@ -1,10 +1,11 @@
-"""Peak memory of pruning a checkpoint from files to files: a random Llama of a gigabyte in shards, bfloat16, on the CPU.
+"""Peak memory of pruning a checkpoint from files to files: a random Llama of one gigabyte in shards, bfloat16, CPU.
 
-python scripts/bench_stream.py [--way l1 wanda sparsegpt neuron layer] [--layers 30] [--tokens 256] [--batches 8] [--folder F]
+python scripts/bench_stream.py [--way l1 wanda sparsegpt neuron layer] [--layers 30] [--tokens 256] [--batches 8]
 
-Each way (a criterion of single weights, or a granularity) runs in a process of its own. Printed are the bound that it says before it starts, the peak of the
-process's memory above what it had just before (the libraries and the example batches were loaded), and the seconds.
-The checkpoints lie in a temporary folder, or in `--folder`, and go away at the end. Linux only.
+Each way (a criterion of single weights, or a granularity) runs in a process of its own. Printed are the bound that it
+says before it starts, the peak of the process's memory above what it had just before (the libraries and the example
+batches were loaded), and the seconds. The checkpoints lie in a temporary folder, or in `--folder`, and go away at the
+end. Linux only.
 """
 
 from __future__ import annotations
@@ -70,8 +71,6 @@ def contender(folder: Path, way: str, options: argparse.Namespace, answers: Any)
     forget_peak()
     began = time.perf_counter()
     report = hfprune.prune_checkpoint(folder, output, config, data, say=lambda line: None)
-        folder, output, config, None if criterion == "l1" else data, say=lambda line: None
-    )
     seconds = time.perf_counter() - began
     peak = memory("VmHWM")
     shutil.rmtree(output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,7 @@ def save_pretrained(
     refuse_torch_prune(model)
     if sparse not in (None, "bitmask"):
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
-    # What accelerate holds elsewhere is looked at for its zeros.
-    with onloaded(model) if block_of(model) else nullcontext():
+    with onloaded(model) if block_of(model) else nullcontext():  # its zeros are looked at
         if masks is None and (block := block_of(model)):
             masks = masks_from_block(model, block)
         if masks is not None:

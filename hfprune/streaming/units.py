@@ -1,4 +1,4 @@
-"""Neurons, heads and whole blocks, cut alike everywhere: planned on shapes, then every tensor is cut from file to file."""
+"""Neurons, heads and blocks, cut alike everywhere: planned on shapes, then every tensor is cut from file to file."""
 
 from __future__ import annotations
 

@@ -167,6 +167,20 @@ def test_a_failure_leaves_the_output_as_it_was(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_an_interruption_leaves_nothing(tmp_path):
+    source = saved(llama(), tmp_path / "dense")
+    told = []
+
+    def stop_later(words, done, total):
+        told.append(words)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoint(source, tmp_path / "out", PruningConfig(target=0.5), progress=stop_later, say=silent)
+    assert len(told) == 4 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
