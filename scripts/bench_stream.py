@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hfprune
@@ -100,14 +98,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         dense = Path(place) / "dense"
         size = in_a_process(build, dense, options.layers)
-        table = Table(title=f"Llama of {human_bytes(size)} in {len(list(dense.glob('*.safetensors')))} shards")
-        for heading in ("way", "bound", "peak above the start", "seconds", "gone"):
-            table.add_column(heading, justify="left" if heading == "way" else "right")
+        shards = len(list(dense.glob("*.safetensors")))
+        print(f"Llama of {human_bytes(size)} in {shards} shards; above the memory at the start, without the libraries:")
         for way in options.way:
             found = in_a_process(contender, dense, way, options)
-            numbers = (human_bytes(found["bound"]), human_bytes(found["above"]), f"{found['seconds']:.0f}")
-            table.add_row(way, *numbers, f"{found['achieved']:.2%}")
-    Console(width=100).print(table)
+            bound, above = human_bytes(found["bound"]), human_bytes(found["above"])
+            gone = f"{found['achieved']:.2%} gone"
+            print(f"{way:10} bound {bound:>8}   peak {above:>8}   {found['seconds']:6.0f} s   {gone}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -24,21 +25,25 @@ class Bound:
         held: its bytes, with what pruning it takes.
         inputs: bytes of the data's hidden states that wait for the next block.
         total: bytes of the whole model.
+        storing: bytes for the largest file, where tensors are stored sparse when all are pruned; 0 where they are not.
     """
 
     what: str
     held: int
     inputs: int
     total: int
+    storing: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes in all."""
-        return self.held + self.inputs + BUFFER
+        return max(self.held + self.inputs, self.storing) + BUFFER
 
     def __str__(self) -> str:
         parts = [f"{self.what} {human_bytes(self.held)}"]
         parts += [f"inputs of a block {human_bytes(self.inputs)}"] if self.inputs else []
+        if self.storing > self.held + self.inputs:
+            parts = [f"a file stored sparse {human_bytes(self.storing)}"]
         parts.append(f"buffer {human_bytes(BUFFER)}")
         return (
             f"peak memory at most {human_bytes(self.peak)} beside the libraries ({', '.join(parts)}); "
@@ -67,6 +72,14 @@ class Seen:
     state: int
     held: int
     attention: int
+
+
+def of_storing(source: Source) -> int:
+    """Bytes that storing a file sparse takes: its tensors dense and packed, and the work on the largest of them."""
+    sizes: dict[Path, int] = {}
+    for place in source.places.values():
+        sizes[place.path] = sizes.get(place.path, 0) + place.size
+    return 2 * max(sizes.values()) + 2 * max(place.size for place in source.places.values())
 
 
 def of_weights(source: Source, names: Iterable[str], work: int) -> Bound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hfprune.criteria.visit import visit
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
 from hfprune.streaming.blocks import StreamedVisit, Unchanged
-from hfprune.streaming.bound import Bound, of_weights
+from hfprune.streaming.bound import Bound, of_storing, of_weights
 from hfprune.streaming.result import Result
 from hfprune.streaming.source import Source
 from hfprune.streaming.units import StreamedUnits, bound_of, config_values, cut, lay_out, write
@@ -29,6 +29,7 @@ POINTWISE, WHOLE = 4, 64
 """Bytes an element beside the weight itself: for scores made a slice at a time, and for a whole layer's at once."""
 
 Say = Callable[[str], None]
+Hear = Callable[[Bound], Bound]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,20 @@ def _masked(
     folder: Path, output: Path, config: PruningConfig, data: Any, sparse: str | None, progress: Tell, say: Say
 ) -> StreamReport:
     """Zeros in tensors of the same shapes."""
+    target = _only(config.targets())
     source = Source.open(folder, with_buffers=data is not None)
     pruner = StreamedPruner(source, config)
-    (target,) = config.targets()
     with side_folder(output, replaces=WEIGHTS_FILES) as side:
         result = Result(source, side, pruner)
         way = _blocks if pruner.visits else _weights
-        bound = way(result, pruner, target, data, progress, say)
+        storing = 0 if sparse is None else of_storing(source)
+
+        def tell(bound: Bound) -> Bound:
+            bound = replace(bound, storing=storing)
+            say(str(bound))
+            return bound
+
+        bound = way(result, pruner, target, data, progress, tell)
         result.copy_the_rest()
         block = build_block(source.model, config, MaskSet({}), target)
         block["sparsity"] = dict(sorted(result.records.items()))
@@ -129,10 +137,10 @@ def _removed(
         raise ConfigError("sparse: what is removed leaves no zeros to store; leave it out")
     source = Source.open(folder)
     pruner = StreamedUnits(source, config)
+    target = _only(pruner.targets())
     bound = bound_of(pruner)
     say(str(bound))
     progress("scoring", 0, 1)
-    (target,) = pruner.targets()
     choice = cut(pruner, target)
     with side_folder(output, replaces=WEIGHTS_FILES) as side:
         result = lay_out(pruner, side)
@@ -151,20 +159,25 @@ def _check(folder: Path, output: Path, config: PruningConfig, sparse: str | None
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
     if config.strategy is not None:
         raise ConfigError("pruning.strategy: fine-tuning between steps needs the whole model; leave the strategy out")
-    steps = 1 if config.target is not None and config.target.fraction is None else len(config.targets())
-    if config.schedule.every is not None or steps > 1:
+    if config.schedule.every is not None:
+        raise ConfigError("pruning.schedule.every: streaming trains nothing; leave it out")
+
+
+def _only(targets: list[float]) -> float:
+    """The target, where there is one."""
+    if len(targets) > 1:
         raise ConfigError("pruning.schedule: steps without fine-tuning between them have no use; give one_shot")
+    return targets[0]
 
 
 def _silent(words: str, done: int, total: int) -> None:
     pass
 
 
-def _weights(result: Result, pruner: StreamedPruner, target: float, data: Any, progress: Tell, say: Say) -> Bound:
+def _weights(result: Result, pruner: StreamedPruner, target: float, data: Any, progress: Tell, tell: Hear) -> Bound:
     """Masks by the weights alone."""
     pointwise = pruner.criterion.pointwise and pruner.shape.kind == "weight"
-    bound = of_weights(result.source, pruner.weights, POINTWISE if pointwise else WHOLE)
-    say(str(bound))
+    bound = tell(of_weights(result.source, pruner.weights, POINTWISE if pointwise else WHOLE))
     progress("scoring", 0, len(pruner.weights))
     for done, (name, kept) in enumerate(pruner.in_turn(target), 1):
         result.put_masked(name, result.source.read(name).masked_fill(kept.logical_not_(), 0.0))
@@ -172,16 +185,11 @@ def _weights(result: Result, pruner: StreamedPruner, target: float, data: Any, p
     return bound
 
 
-def _blocks(result: Result, pruner: StreamedPruner, target: float, data: Any, progress: Tell, say: Say) -> Bound:
+def _blocks(result: Result, pruner: StreamedPruner, target: float, data: Any, progress: Tell, tell: Hear) -> Bound:
     """Masks by what the layers see, one block after another."""
     found: list[Bound] = []
-
-    def tell(bound: Bound) -> None:
-        found.append(bound)
-        say(str(bound))
-
     name, goals = pruner.config.criterion_name, pruner.counts.goals(target, NOTHING)
-    kind = partial(StreamedVisit, result=result, tell=tell)
+    kind = partial(StreamedVisit, result=result, tell=lambda bound: found.append(tell(bound)))
     with Unchanged() as originals:
         visit(pruner.criterion, name, pruner.model, pruner.weights, goals, NOTHING, data, originals, kind=kind)
     return found[0]

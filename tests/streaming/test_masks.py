@@ -141,8 +141,10 @@ def test_a_file_without_shards_and_what_goes_along(tmp_path):
 
 def test_stored_sparse(tmp_path):
     source = saved(llama(), tmp_path / "dense")
+    lines = []
     for sparse, name in ((None, "plain"), ("bitmask", "sparse")):
-        prune_checkpoint(source, tmp_path / name, PruningConfig(target=0.8), sparse=sparse, say=silent)
+        prune_checkpoint(source, tmp_path / name, PruningConfig(target=0.8), sparse=sparse, say=lines.append)
+    assert "a file stored sparse" not in lines[0] and "a file stored sparse" in lines[1]
     assert hfprune.verify(tmp_path / "sparse").ok
     plain = hfprune.from_pretrained(tmp_path / "plain").state_dict()
     sparse = hfprune.from_pretrained(tmp_path / "sparse").state_dict()

@@ -63,6 +63,7 @@ def test_shards_of_blocks_that_are_gone_are_gone(tmp_path):
         ),
         (structural("neuron", criterion="taylor"), "'taylor' runs the whole model; with streaming use l1"),
         (structural("layer", criterion="block_influence"), "'block_influence' runs the whole model"),
+        (structural("neuron", target={"params": 3000}, schedule={"kind": "geometric", "steps": 2}), "give one_shot"),
         (structural("rank"), "'rank' needs the whole model in memory"),
         (structural("neuron", target={"latency": 0.5}), "what is streamed can't be timed"),
     ],
