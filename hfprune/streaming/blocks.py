@@ -104,7 +104,7 @@ class StreamedVisit(Visit):
             with self.residence.on_demand(), shapes_only(blocks):
                 yield
         except ModelError as error:
-            raise ModelError(f"{error} (its blocks were given shapes alone); {NO_WAY}") from error
+            raise ModelError(f"{error}; or, if the model takes it in memory, {NO_WAY}") from error
 
     def _calls(self, stack: Stack) -> list[Call]:
         with self._shapes_only([stack]):
@@ -133,7 +133,8 @@ def _seen(calls: list[Call], batches: list[Any], model: nn.Module) -> Seen:
     states = max((t for t in calls[0].tensors() if t.is_floating_point()), key=torch.Tensor.numel)
     sizes = [max(tensor.numel() for tensor in tensors_in(batch)) for batch in batches]
     more = max(sizes) / sizes[0]
-    positions = int(states.numel() // states.shape[-1] * more)
+    channels = states.shape[1 if states.ndim == 4 else -1]
+    positions = int(states.numel() // channels * more)
     attention = 0
     if getattr(model.config, "_attn_implementation", "") == "eager" and states.ndim == 3:
         heads = getattr(model.config.get_text_config(), "num_attention_heads", 1)

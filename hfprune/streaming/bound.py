@@ -133,7 +133,7 @@ def of_blocks(source: Source, stacks: list[Stack], outside: int, pruned: set[str
             tensors = {name: source.model.get_parameter(name) for name in names}
             weights = [tensor for name, tensor in tensors.items() if name in pruned]
             stored = [source.bytes_of(name) for name in names]
-            needed[path] = sum(stored) + max(stored) + _work(weights, products) + _activations(weights, seen)
+            needed[path] = sum(stored) + max(stored, default=0) + _work(weights, products) + _activations(weights, seen)
     largest = max(needed, key=needed.get, default="")
     inputs = seen.batches * (seen.held + seen.state)
     if not largest or needed[largest] < outside:
