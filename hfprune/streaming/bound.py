@@ -51,8 +51,8 @@ class Bound:
         )
 
 
-GRAPH = 1 << 17
-"""Bytes a step of a model's graph, with what is found out about it."""
+GRAPH = 3 << 16
+"""Bytes a step of a model's graph, with what is found out about it, and with the graph of the cut model beside it."""
 
 
 @dataclass(frozen=True)

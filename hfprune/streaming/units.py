@@ -89,7 +89,10 @@ class StreamedUnits(StructuredPruner):
 
 def bound_of(pruner: StreamedUnits) -> Bound:
     """The most memory that scoring and cutting take."""
-    return of_units(pruner.source, pruner.scored(), len(pruner.structure.graph.nodes))
+    scored = set(pruner.scored())
+    for block in pruner.blocks:
+        scored |= block.weights(pruner.model).keys()
+    return of_units(pruner.source, scored, len(pruner.structure.graph.nodes))
 
 
 def cut(pruner: StreamedUnits, target: float) -> Choice:
