@@ -15,6 +15,7 @@ _PUBLIC = {
     "Recipe": "hfprune.recipe",
     "HfpruneError": "hfprune.errors",
     "prune": "hfprune.oneshot",
+    "prune_checkpoint": "hfprune.streaming",
     "inspect": "hfprune.inspection",
     "measure": "hfprune.profiling",
     "register_criterion": "hfprune.criteria",

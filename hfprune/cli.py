@@ -22,6 +22,9 @@ _SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. pruning.target.ratio=.7; may be repeated."),
 ]
 _ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on after an interruption, from the last checkpoint.")]
+_StreamOption = Annotated[
+    bool, typer.Option("--stream", help="Prune a checkpoint on this machine block by block, without loading it whole.")
+]
 _DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be pruned.")]
 
 
@@ -31,17 +34,22 @@ def prune(
     overrides: _SetOption = None,
     resume: _ResumeOption = False,
     dry_run: _DryRunOption = False,
+    stream: _StreamOption = False,
 ) -> None:
     """Run a recipe: train the baseline, prune, recover, measure, save."""
-    with one_line_errors("the same command with --resume goes on from the last checkpoint"):
+    way_on = "nothing was written" if stream else "the same command with --resume goes on from the last checkpoint"
+    with one_line_errors(way_on):
         from hfprune.recipe import Recipe
 
         loaded = Recipe.from_yaml(recipe, overrides)
         quiet_libraries()
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        if stream:
+            _stream(loaded, resume or dry_run, console)
+            return
         from hfprune import pipeline
         from hfprune.preview import preview
 
-        console = Console(width=None if sys.stdout.isatty() else 100)
         if dry_run:
             trainer = pipeline.prepare_run(loaded, console).trainer
             if trainer.is_world_process_zero():
@@ -50,6 +58,15 @@ def prune(
         else:
             pipeline.run(loaded, resume=resume, console=console)
         part_in_order()
+
+
+def _stream(recipe: Any, other: bool, console: Console) -> None:
+    if other:
+        raise ConfigError("--stream: goes with neither --resume nor --dry-run; it begins anew, and trains nothing")
+    from hfprune.streamed import run_streamed
+
+    with progress() as tell:
+        run_streamed(recipe, console, tell)
 
 
 @app.command()

@@ -239,7 +239,7 @@ def _from_transformers(folder: Path, section: ModelSection, task: str, labels: l
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
-    processing_class = _processing_class(folder, section, task)
+    processing_class = processing_class_of(folder, section, task)
     if task == "text-classification" and config.get_text_config().pad_token_id is None:
         config.pad_token_id = processing_class.pad_token_id
     try:
@@ -269,7 +269,7 @@ def _refuse_new_tensors(model: PreTrainedModel, info: dict[str, Any], section: M
         )
 
 
-def _processing_class(folder: Path, section: ModelSection, task: str) -> Any:
+def processing_class_of(folder: Path, section: ModelSection, task: str) -> Any:
     """The tokenizer, which text needs; or the image processor, where there is one that is saved on its own."""
     if task == "image-classification":
         if not (folder / "preprocessor_config.json").is_file():

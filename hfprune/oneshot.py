@@ -13,10 +13,12 @@ from torch import nn
 from hfprune.checkpoint.metadata import annotate, block_of, masks_from_block, plan_of
 from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.config import PruningConfig
+from hfprune.criteria import create
 from hfprune.criteria.calibration import LossFunction, Progress, example_inputs_of
 from hfprune.errors import ConfigError
 from hfprune.lowrank.pruner import pruner_for
 from hfprune.masks import MaskSet
+from hfprune.offloading import onloaded, refuse_offloaded
 from hfprune.originals import Originals
 from hfprune.pruner import Pruner
 from hfprune.structure.record import followed_by
@@ -92,14 +94,26 @@ def prune(
     Raises:
         ConfigError: the configuration does not fit the model, or the criterion lacks data.
         ModelError: the model can't take a batch, a score is not a number, its structure can't be analysed, or a removal
-            does not prove equal; or the model is under torch.nn.utils.prune (`import_torch_prune`).
+            does not prove equal; or the model is under torch.nn.utils.prune (`import_torch_prune`), or offloaded so
+            that it can't be pruned where it lies.
     """
     refuse_torch_prune(model)
     if config.strategy is not None:
         raise ConfigError("pruning.strategy: fine-tuning between steps needs PruningTrainer; leave the strategy out")
+    _refuse_offloaded(model, config)
     if config.is_structural:
         return _remove(model, config, data, loss, example_inputs, progress)
-    return _mask(model, config, data, loss, example_inputs, progress)
+    with onloaded(model):
+        return _mask(model, config, data, loss, example_inputs, progress)
+
+
+def _refuse_offloaded(model: nn.Module, config: PruningConfig) -> None:
+    """Refuses what runs a model whose parameters are elsewhere until it runs."""
+    criterion = create(config.criterion_name, config.criterion_parameters)
+    if config.is_structural:
+        refuse_offloaded(model, "what is removed is proved by running the model")
+    elif criterion.statistics or criterion.layerwise:
+        refuse_offloaded(model, f"'{config.criterion_name}' runs the model while it looks at them")
 
 
 def _remove(

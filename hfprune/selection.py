@@ -107,7 +107,6 @@ def _one_thread_where_few() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread_where_few()
 def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
     """The units that are gone after this step: those gone before, and the lowest scores of all layers together.
 
@@ -122,6 +121,23 @@ def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
         ConfigError: `total` is more than the layers' limits allow.
         ModelError: a score is not a number.
     """
+    gone = dict(select_in_turn(layers, total))
+    return {layer.name: gone[layer.name] for layer in layers}
+
+
+def select_in_turn(layers: list[LayerScores], total: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """`select`, one layer after another, so that what goes need not be held for all of them; raises as it does.
+
+    The layers come in their order, but for those that reach their limit, which come first.
+    """
+    dtype = _score_dtype(layers)
+    for part, cut in _cuts(layers, total, dtype):
+        yield from _apply_cut(part, cut, dtype)
+
+
+@_one_thread_where_few()
+def _cuts(layers: list[LayerScores], total: int, dtype: torch.dtype) -> list[tuple[list[LayerScores], _Cut | None]]:
+    """Layers that are cut together, and where."""
     already = sum(layer.already for layer in layers)
     if total < already:
         raise ConfigError(f"target: {total} units are to be gone, but {already} are gone already")
@@ -130,24 +146,31 @@ def select(layers: list[LayerScores], total: int) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"pruning.target: {total} units are to go, but min_kept, ignore or the pattern leave only {available}"
         )
-    dtype = _score_dtype(layers)
-    gone: dict[str, torch.Tensor] = {}
+    found: list[tuple[list[LayerScores], _Cut | None]] = []
     free, needed = list(layers), total
     while free:
         cut = _find_cut(free, needed - sum(layer.already for layer in free), dtype)
-        chosen = _apply_cut(free, cut, dtype)
-        counts = _across(free).sum(torch.tensor([int(chosen[layer.name].sum()) for layer in free])).tolist()
-        over = [layer for layer, n in zip(free, counts, strict=True) if layer.limit is not None and n > layer.available]
+        over = _over_limit(free, cut, dtype)
         if not over:
-            gone.update(chosen)
+            found.append((free, cut))
             break
         # A layer over its limit stays over it when the others give more: it is filled to the limit and set aside.
         for layer in over:
-            alone = _find_cut([layer], layer.available - layer.already, dtype)
-            gone.update(_apply_cut([layer], alone, dtype))
+            found.append(([layer], _find_cut([layer], layer.available - layer.already, dtype)))
             needed -= layer.available
         free = [layer for layer in free if layer not in over]
-    return {layer.name: gone[layer.name] for layer in layers}
+    return found
+
+
+def _over_limit(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> list[LayerScores]:
+    """The layers of which a cut takes more than may go."""
+    across = _across(layers)
+    units = across.sum(torch.tensor([layer.units for layer in layers])).tolist()
+    if all(layer.limit is None or layer.limit >= count for layer, count in zip(layers, units, strict=True)):
+        return []
+    own = torch.tensor([int(gone.sum()) for _, gone in _apply_cut(layers, cut, dtype)])
+    counts = across.sum(own).tolist()
+    return [layer for layer, n in zip(layers, counts, strict=True) if layer.limit is not None and n > layer.available]
 
 
 def select_each(layers: list[LayerScores], totals: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -307,26 +330,32 @@ def _score_of_key(key: int, dtype: torch.dtype) -> float:
     return float(bits.view(dtype))
 
 
-def _apply_cut(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _apply_cut(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """What is gone in each layer after the cut; ties are numbered through all layers and taken evenly."""
-    chosen, seen = {}, 0
-    starts = _first_ties(layers, cut, dtype)
+    seen, starts = 0, _first_ties(layers, cut, dtype)
     for layer in layers:
         seen = starts.get(layer.name, seen)
-        device = layer.scores(0, 1).device if layer.units else "cpu"
-        result = torch.zeros(layer.units, dtype=torch.bool, device=device)
-        if layer.gone is not None:
-            result |= layer.gone
-        if cut is not None:
-            for start, stop, selectable, scores in layer.chunks(dtype):
-                goes, ties = _below(scores, cut, seen)
-                seen += ties
-                if selectable is None:
-                    result[start:stop] |= goes
-                else:
-                    result[start:stop][selectable] = goes
-        chosen[layer.name] = result
-    return chosen
+        gone, ties = _cut_layer(layer, cut, seen, dtype)
+        seen += ties
+        yield layer.name, gone
+
+
+@_one_thread_where_few()
+def _cut_layer(layer: LayerScores, cut: _Cut | None, seen: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
+    """What is gone in a layer after the cut, and how many ties it holds; `seen` ties came before it."""
+    device = layer.scores(0, 1).device if layer.units else "cpu"
+    result = torch.zeros(layer.units, dtype=torch.bool, device=device)
+    if layer.gone is not None:
+        result |= layer.gone
+    before = seen
+    for start, stop, selectable, scores in layer.chunks(dtype) if cut is not None else ():
+        goes, ties = _below(scores, cut, seen)
+        seen += ties
+        if selectable is None:
+            result[start:stop] |= goes
+        else:
+            result[start:stop][selectable] = goes
+    return result, seen - before
 
 
 def _first_ties(layers: list[LayerScores], cut: _Cut | None, dtype: torch.dtype) -> dict[str, int]:

@@ -15,12 +15,14 @@ LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets", "stopping"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "drop", "schedules", "methods"), 2),
     **dict.fromkeys(("config", "strategy", "grid", "recipe"), 2),
-    **dict.fromkeys(("bits", "weights", "units", "selection", "masks", "originals", "sharding", "criteria"), 3),
+    **dict.fromkeys(
+        ("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3
+    ),
     **dict.fromkeys(("counts", "pruner", "sharded", "profiling", "structure", "lowrank"), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
-    "oneshot": 5.5,
+    **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
-    **dict.fromkeys(("pipeline", "folders", "preview", "cli", "cli_compare"), 7),
+    **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare"), 7),
     **dict.fromkeys(("terminal", "analysis", "remeasure"), 7),
 }
 

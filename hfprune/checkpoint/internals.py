@@ -26,27 +26,22 @@ def as_loaded(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, t
         CheckpointError: the tensors can't be joined as the model needs them.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    converters = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix, known = model.base_model_prefix, model.state_dict()
+    known = model.state_dict()
     jobs: dict[str, Any] = {}
     unknown = set()
-    for original, tensor in sorted(tensors.items(), key=lambda item: dot_natural_key(item[0])):
-        name, pattern = rename_source_key(original, renamings, converters, prefix, known)
-        if name not in known and original in known:
-            name, pattern = rename_source_key(original, [], [], base_model_prefix=prefix, meta_state_dict=known)
+    for original, (name, pattern) in names_as_loaded(model, tensors).items():
         if name not in known:
             unknown.add(name)
         elif pattern is not None:
             job = jobs.setdefault(name, deepcopy(by_pattern[pattern]))
-            job.add_tensor(name, original, pattern, tensor)
+            job.add_tensor(name, original, pattern, tensors[original])
         else:
             job = jobs.setdefault(name, WeightRenaming(original, name))
-            job.add_tensor(name, original, original, tensor)
+            job.add_tensor(name, original, original, tensors[original])
     found: dict[str, torch.Tensor] = {}
     for name, job in jobs.items():
         try:
@@ -55,6 +50,33 @@ def as_loaded(model: Any, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, t
             raise CheckpointError(f"'{name}' can't be put together from its parts: {_line(error)}") from error
         found |= {key: value[0] if isinstance(value, list) else value for key, value in converted.items()}
     return found, unknown
+
+
+def names_as_loaded(model: Any, names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """The model's names of a checkpoint's tensors, in the order in which `from_pretrained` takes these.
+
+    Args:
+        model: a PreTrainedModel, whose names decide about prefixes.
+        names: those of the checkpoint.
+
+    Returns:
+        For each its name in the model, and for those that are joined or split the pattern that says so, else None. A
+        name that the model does not have is translated as far as can be.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, known = model.base_model_prefix, model.state_dict()
+    found = {}
+    for original in sorted(names, key=dot_natural_key):
+        name, pattern = rename_source_key(original, renamings, converters, prefix, known)
+        if name not in known and original in known:
+            name, pattern = rename_source_key(original, [], [], base_model_prefix=prefix, meta_state_dict=known)
+        found[original] = name, pattern
+    return found
 
 
 def joined(model: Any, names: Iterable[str]) -> list[str]:
@@ -78,16 +100,28 @@ def joins_tensors(model: Any) -> bool:
     return any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model))
 
 
-def skeleton(kind: type, config: Any) -> Any:
+def skeleton(kind: type, config: Any, dtype: torch.dtype = torch.float32, with_buffers: bool = False) -> Any:
     """A transformers model on the meta device, built just as `from_pretrained` builds it.
+
+    Args:
+        kind: its class.
+        config: its config.
+        dtype: of its tensors, where the code names none.
+        with_buffers: whether its buffers have values, as those need them that no file holds.
 
     Raises:
         CheckpointError: the class can't be built from this config.
     """
     from transformers.utils.generic import ContextManagers
 
+    contexts = kind.get_init_context(dtype, False, False, None)
+    if with_buffers:
+        from accelerate import init_empty_weights
+
+        contexts = [context for context in contexts if not isinstance(context, torch.device)]
+        contexts.append(init_empty_weights(include_buffers=False))
     try:
-        with ContextManagers(kind.get_init_context(torch.float32, False, False, None)):
+        with ContextManagers(contexts):
             return kind(config)
     except (
         RuntimeError,

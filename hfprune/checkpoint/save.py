@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from hfprune.checkpoint.metadata import BLOCK, block_of, is_timm, masks_from_blo
 from hfprune.checkpoint.torch_prune import refuse_torch_prune
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.masks import MaskSet
+from hfprune.offloading import onloaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,23 +67,24 @@ def save_pretrained(
     refuse_torch_prune(model)
     if sparse not in (None, "bitmask"):
         raise ConfigError(f"sparse: {sparse!r} is no way of storing; known: bitmask")
-    if masks is None and (block := block_of(model)):
-        masks = masks_from_block(model, block)
-    if masks is not None:
-        refresh(model, masks)
-    if isinstance(model, PreTrainedModel) and plan_of(model) is not None:
-        _prepare_smaller(model)
-    with side_folder(folder, replaces=WEIGHTS_FILES) as side:
-        if isinstance(model, PreTrainedModel):
-            _save_transformers(model, side, options, remote_code)
-        elif is_timm(model):
-            _save_timm(model, side, remote_code)
-        else:
-            _save_module(model, side)
-        if sparse is not None:
-            _store_sparse(model, side)
-        if processing_class is not None:
-            processing_class.save_pretrained(side)
+    with onloaded(model) if block_of(model) else nullcontext():  # its zeros are looked at
+        if masks is None and (block := block_of(model)):
+            masks = masks_from_block(model, block)
+        if masks is not None:
+            refresh(model, masks)
+        if isinstance(model, PreTrainedModel) and plan_of(model) is not None:
+            _prepare_smaller(model)
+        with side_folder(folder, replaces=WEIGHTS_FILES) as side:
+            if isinstance(model, PreTrainedModel):
+                _save_transformers(model, side, options, remote_code)
+            elif is_timm(model):
+                _save_timm(model, side, remote_code)
+            else:
+                _save_module(model, side)
+            if sparse is not None:
+                _store_sparse(model, side)
+            if processing_class is not None:
+                processing_class.save_pretrained(side)
     return folder
 
 

@@ -109,7 +109,8 @@ def run(model: nn.Module, batch: Any, forward: Forward) -> None:
     Raises:
         ModelError: the model can't take the batch.
     """
-    device = next(model.parameters()).device
+    # What is loaded only when it runs is on no device now.
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     try:
         forward(model, to_device(batch, device))
     except Stop:
@@ -159,15 +160,23 @@ def find_stacks(model: nn.Module, owners: set[nn.Module], batch: Any, forward: F
         batch: any batch that the model takes.
         forward: how it goes through the model.
     """
-    candidates = []
+    found = chained(model, candidates(model, owners), batch, forward)
+    return outermost([stack for stack in found if _depends_on_slots_alone(model, stack, batch, forward)])
+
+
+def candidates(model: nn.Module, owners: set[nn.Module]) -> list[Stack]:
+    """The lists of modules that may be stacks: some member holds two or more of the owners."""
+    found = []
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
             counts = [sum(inner in owners for inner in child.modules()) for child in module]
             if max(counts) > 1 and len(set(module)) == len(module):
-                candidates.append(Stack.at(model, path))
-    chained = _chained(model, candidates, batch, forward)
-    found = [stack for stack in chained if _depends_on_slots_alone(model, stack, batch, forward)]
-    # Of lists that lie within one another the longest is the one of blocks: a stage is made of many, a block of few.
+                found.append(Stack.at(model, path))
+    return found
+
+
+def outermost(found: list[Stack]) -> list[Stack]:
+    """Of lists that lie within one another the longest: a stage is made of many blocks, a block of few parts."""
     stacks: list[Stack] = []
     for stack in sorted(found, key=lambda stack: (-len(stack.blocks), stack.path.count("."))):
         if not any(_nested(stack.path, other.path) for other in stacks):
@@ -180,14 +189,14 @@ def _nested(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.") or not (one and other)
 
 
-def _chained(model: nn.Module, candidates: list[Stack], batch: Any, forward: Forward) -> list[Stack]:
-    """The candidates whose members run once each in one chain."""
+def chained(model: nn.Module, stacks: list[Stack], batch: Any, forward: Forward) -> list[Stack]:
+    """Those of some lists whose members run once each in one chain."""
     calls: dict[nn.Module, int] = {}
     given: dict[nn.Module, list[weakref.ref]] = {}
     linked: set[tuple[nn.Module, nn.Module]] = set()
     before = {
         block: former
-        for stack in candidates
+        for stack in stacks
         for former, block in zip([*stack.blocks.values()], [*stack.blocks.values()][1:], strict=False)
     }
 
@@ -202,14 +211,14 @@ def _chained(model: nn.Module, candidates: list[Stack], batch: Any, forward: For
     def leave(block: nn.Module, args: tuple, output: Any) -> None:
         given[block] = [weakref.ref(tensor) for tensor in tensors_in(output)]
 
-    blocks = {block for stack in candidates for block in stack.blocks.values()}
+    blocks = {block for stack in stacks for block in stack.blocks.values()}
     handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
     handles += [block.register_forward_hook(leave) for block in blocks]
     with _removed(handles):
         run(model, batch, forward)
     return [
         stack
-        for stack in candidates
+        for stack in stacks
         if all(calls.get(block) == 1 for block in stack.blocks.values())
         and all((before[block], block) in linked for block in list(stack.blocks.values())[1:])
     ]
@@ -259,7 +268,7 @@ def capture(
         return kept.setdefault(id(leaf), (leaf, keep(leaf)))[1]
 
     def enter(block: nn.Module, args: tuple, kwargs: dict) -> None:
-        device = next((t.device for t in tensors_in((args, kwargs))), torch.device("cpu")).type
+        device = next((t.device for t in tensors_in((args, kwargs)) if not t.is_meta), torch.device("cpu")).type
         autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         calls.append(Call(mapped(hold, args), mapped(hold, kwargs), autocast))
         if block is last:

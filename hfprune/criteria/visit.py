@@ -7,7 +7,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ def visit(
     data: Any,
     originals: Originals,
     loss: Forward | None = None,
+    kind: Callable[..., Visit] | None = None,
 ) -> PackedTensors:
     """Prunes layers in the order in which they run; the model's weights change, and `originals` holds what they were.
 
@@ -60,6 +61,7 @@ def visit(
         data: a batch or an iterable of batches; `criterion.batches` of them are used.
         originals: takes each weight before it changes.
         loss: how a batch goes through the model, where it is not simply called with it.
+        kind: what makes the `Visit`.
 
     Returns:
         What is kept now, by weight name, in the weight's shape.
@@ -75,9 +77,10 @@ def visit(
     batches = list(itertools.islice(batches_of(data), criterion.batches))
     if not batches:
         raise DataError("the calibration data holds no batch")
-    run_of = _Visit(criterion, model, layers, goals, masks, batches, forward_of(loss), originals)
+    run_of = (kind or Visit)(criterion, model, layers, goals, masks, batches, forward_of(loss), originals)
     with still(model), blaming(name):
-        return run_of.through()
+        run_of.through()
+    return run_of.kept
 
 
 @dataclass
@@ -109,7 +112,16 @@ class _Order:
     uses: dict[str, int] = field(default_factory=dict)
 
 
-class _Visit:
+class Visit:
+    """One pass over a model whose weights lie in memory; `streaming` has one for those that lie in files.
+
+    Args:
+        criterion, model, goals, masks, originals: as for `visit`.
+        layers: the layers of every weight, by weight name.
+        batches: those that are used.
+        forward: how a batch goes through the model.
+    """
+
     def __init__(
         self,
         criterion: Layerwise,
@@ -126,23 +138,46 @@ class _Visit:
         self.kept = PackedTensors()
         self.tokens = [Tokens(model, batch) for batch in batches]
 
-    def through(self) -> PackedTensors:
-        """Prunes everything."""
+    def stacks(self) -> list[Stack]:
+        """The model's stacks."""
         owners = {layer.module for group in self.layers.values() for layer in group}
-        stacks = find_stacks(self.model, owners, self.batches[0], self.forward)
-        stacks = {path: Stack.at(self.model, path) for path in _agreed([stack.path for stack in stacks])}
+        return find_stacks(self.model, owners, self.batches[0], self.forward)
+
+    def replay(self, stack: Stack) -> Replay:
+        """What the blocks of a stack are called with."""
+        return Replay(self.model, stack, self.batches, self.forward, self.criterion.offload)
+
+    def run_first(self) -> None:
+        """One run of the whole model, in which it is seen what runs when."""
+        run(self.model, self.batches[0], self.forward)
+
+    def run_model(self, batch: int) -> None:
+        """One run of the whole model on a batch."""
+        run(self.model, self.batches[batch], self.forward)
+
+    def at_hand(self, modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        """The values of some modules are there, to be used and changed, for the time of the block."""
+        return nullcontext()
+
+    def note(self, name: str, kept: torch.Tensor) -> None:
+        """Takes down what is kept of a weight that has been pruned."""
+        self.kept[name] = kept
+
+    def through(self) -> None:
+        """Prunes everything."""
+        stacks = {path: Stack.at(self.model, path) for path in _agreed([stack.path for stack in self.stacks()])}
         inside = self._inside(stacks.values())
         loose = [name for name in self.layers if name not in inside]
         marks = {next(iter(stack.blocks.values())): path for path, stack in stacks.items()}
-        order = self._order(loose, lambda: run(self.model, self.batches[0], self.forward), marks)
+        order = self._order(loose, self.run_first, marks)
         with _shown(sum(len(stack.blocks) for stack in stacks.values()) + len(order.groups) - len(stacks)) as step:
             for group in order.groups:
                 if group[0] in stacks:
                     self._through_stack(stacks[group[0]], inside, step)
                 else:
-                    self._prune_group(group, order.uses, self._run_model)
+                    with self.at_hand(layer.module for name in group for layer in self.layers[name]):
+                        self._prune_group(group, order.uses, lambda batch, watch: self.run_model(batch))
                     step(", ".join(group[:1]))
-        return self.kept
 
     def _inside(self, stacks: Iterable[Stack]) -> dict[str, str]:
         """Weight name to the path of the one block that holds all its layers."""
@@ -156,22 +191,21 @@ class _Visit:
         return found
 
     def _through_stack(self, stack: Stack, inside: dict[str, str], step: Callable[[str], None]) -> None:
-        replay = Replay(self.model, stack, self.batches, self.forward, self.criterion.offload)
+        replay = self.replay(stack)
         held = [[name for name in self.layers if inside.get(name) == path] for path in stack.blocks]
         for number, (path, names) in enumerate(zip(stack.blocks, held, strict=True)):
-            if names:
-                order = self._order(names, lambda number=number: replay.run(number, 0))
-                for group in order.groups:
-                    self._prune_group(
-                        group, order.uses, lambda batch, watch, number=number: replay.run(number, batch, watch)
-                    )
+            with self.at_hand([stack.blocks[path]]):
+                if names:
+                    order = self._order(names, lambda number=number: replay.run(number, 0))
+                    for group in order.groups:
+                        self._prune_group(
+                            group, order.uses, lambda batch, watch, number=number: replay.run(number, batch, watch)
+                        )
+                if any(held[number + 1 :]):
+                    replay.advance(number)
             step(path)
             if not any(held[number + 1 :]):
                 break
-            replay.advance(number)
-
-    def _run_model(self, batch: int, watch: Callable[[list[torch.Tensor]], None]) -> None:
-        run(self.model, self.batches[batch], self.forward)
 
     def _order(self, names: list[str], go: Callable[[], Any], marks: Mapping[nn.Module, str] | None = None) -> _Order:
         """Sees in one run in which order layers are used; a module with a mark stands in it by that alone."""
@@ -253,7 +287,7 @@ class _Visit:
             self._prune(self.layers[name][0], sums.pop(name))
 
     def _prune(self, layer: Layer, sums: _Sums) -> None:
-        parameter, name = layer.weight.parameter, layer.name
+        parameter, name = layer.module.weight, layer.name
         values = parameter.detach()
         matrices = layer.to_matrices(values.to(torch.promote_types(values.dtype, torch.float32)))
         mean = _mean(sums, matrices)
@@ -271,7 +305,7 @@ class _Visit:
         if self.criterion.updates:
             parameter.copy_(layer.from_matrices(values))
         parameter.masked_fill_(gone, 0.0)
-        self.kept[name] = ~gone
+        self.note(name, ~gone)
 
 
 def _mean(sums: _Sums, matrices: torch.Tensor) -> torch.Tensor | None:

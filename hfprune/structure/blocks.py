@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,10 @@ def score_blocks(
     statistics: dict[str, Any],
     data: Any = None,
     progress: Progress | None = None,
+    values: Mapping[str, torch.Tensor] | None = None,
 ) -> list[float]:
-    """One score a block; the lowest go first. Criteria of weights: the mean of their terms over the block's weights."""
+    """One score a block; the lowest go first. Criteria of weights: the mean of their terms over the block's weights,
+    whose values are the model's own unless `values` has them."""
     if criterion.of_blocks:
         return _influence(structure.model, blocks, criterion, data, progress) if blocks else []
     scores = []
@@ -119,7 +121,8 @@ def score_blocks(
         for name, weight in block.weights(structure.model).items():
             if name not in statistics:  # it took no part in any calibration batch
                 continue
-            terms = criterion.terms(name, scorable(weight.parameter.detach()), *statistics[name])
+            value = weight.parameter if values is None else values[name]
+            terms = criterion.terms(name, scorable(value.detach()), *statistics[name])
             total, count = total + terms.double().sum().cpu(), count + terms.numel()
         scores.append(float(criterion.finish(total / max(1, count))))
         if not count or not math.isfinite(scores[-1]):

@@ -104,6 +104,20 @@ def export(model: nn.Module, example_inputs: Any = None) -> Graph:
     return Graph(program, (args, kwargs), tensors, {place: first[id(t)] for place, t in tensors.items()}, unused)
 
 
+def answer(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The main outputs of a model in evaluation mode; on the meta device their shapes alone.
+
+    Code that looks at values can't run there, but it can be exported.
+    """
+    with torch.no_grad():
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            return main_outputs(model(*args, **kwargs))
+        with _quiet():
+            program = torch.export.export(MainOutputs(model), args, _without_cache(model, kwargs), strict=False)
+    (output,) = program.graph.find_nodes(op="output")
+    return [node.meta["val"] for node in torch.utils._pytree.tree_leaves(output.args)]
+
+
 def _inline(module: torch.fx.GraphModule) -> None:
     """Puts the steps of blocks such as `with torch.autocast(...)` into the graph around them."""
     for node in list(module.graph.nodes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,9 @@ class StructuredPruner:
         ConfigError: a pattern that matches nothing, a target that can't be reached.
         ModelError: the model's structure can't be analysed, or nothing of it can be removed.
     """
+
+    values: Mapping[str, torch.Tensor] | None = None
+    """The parameters' values, where the model on the meta device has none."""
 
     def __init__(
         self,
@@ -168,7 +171,7 @@ class StructuredPruner:
             weights |= block.weights(self.model)
         given = {"data": data, "loss": loss, "history": history, "progress": progress}
         statistics = self._statistics(self.model, weights, given)
-        blocks = score_blocks(self.structure, self.blocks, self.criterion, statistics, data, progress)
+        blocks = score_blocks(self.structure, self.blocks, self.criterion, statistics, data, progress, self.values)
         return self.decide(target, statistics, blocks)
 
     def scored(self) -> dict[str, Weight]:
@@ -194,9 +197,8 @@ class StructuredPruner:
         blocks = choose_blocks(self, target, scores)
         if not self.groups:
             return blocks_alone(self, target, blocks)
-        units = score_groups(
-            self.model, self.groups.values(), self.criterion, statistics, self.config.reduction, self.config.normalize
-        )
+        how = self.config.reduction, self.config.normalize
+        units = score_groups(self.model, self.groups.values(), self.criterion, statistics, *how, self.values)
         self._warn_of_equal(units)
         if self.measured == "ratio":
             return by_ratio(self, target, units, blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,12 +85,14 @@ def score_groups(
     statistics: dict[str, tuple[torch.Tensor, ...]],
     reduction: str = "mean",
     normalize: str = "mean",
+    values: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The score of every unit, by group name; the lowest go first.
 
     A unit's score in one member is the criterion's own formula over the unit's part of it. Over the members it is
     reduced (`mean`, `sum` or `max`), and within the group divided by the mean or the largest score, so that groups of
-    different sizes can be ranked together; `none` leaves it.
+    different sizes can be ranked together; `none` leaves it. Where the model has none, `values` has those of its
+    parameters; each is looked up once.
 
     Raises:
         ModelError: a score that is not a number.
@@ -102,14 +104,14 @@ def score_groups(
     for member in scored_members(model, groups, criterion):
         if member.tensor in statistics:  # others took no part in any calibration batch
             wanted[member.tensor].append(member)
-    parameters = dict(model.named_parameters())
+    values = dict(model.named_parameters()) if values is None else values
     # Made beforehand: what is kept between large temporaries would split their memory.
     counts = Counter(member.group for members in wanted.values() for member in members)
     units = {group.name: group.units for group in groups}
     parts = {name: torch.empty(count, units[name], dtype=torch.float64) for name, count in counts.items()}
     rows = {name: iter(part) for name, part in parts.items()}
     for name, members in wanted.items():  # the terms of one tensor at a time are held
-        value = scorable(parameters[name].detach())
+        value = scorable(values[name].detach())
         for member, score in _unit_scores(criterion, name, value, statistics[name], members):
             next(rows[member.group]).copy_(score)
     scores = {}

@@ -70,16 +70,17 @@ def cut(model: nn.Module, kept: dict[str, dict[int, torch.Tensor]], journal: Jou
                     named.setdefault(f"{path}.{leaf}" if path else leaf, tensor)
     for name, dims in kept.items():
         tensor = named[name]
-        smaller = _sliced(tensor.detach(), dims)
+        smaller = sliced(tensor.detach(), dims)
         if isinstance(tensor, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
             if tensor.grad is not None:
-                smaller.grad = _sliced(tensor.grad, dims)
+                smaller.grad = sliced(tensor.grad, dims)
         for entries, leaf in owners[id(tensor)]:
             journal.set_entry(entries, leaf, smaller)
 
 
-def _sliced(tensor: torch.Tensor, dims: dict[int, torch.Tensor]) -> torch.Tensor:
+def sliced(tensor: torch.Tensor, dims: dict[int, torch.Tensor]) -> torch.Tensor:
+    """What stays of a tensor: dimension to the indices that do."""
     if dims.keys() == {0, 1}:  # in one go: nothing lies between what is kept in memory
         return tensor[dims[0].to(tensor.device)[:, None], dims[1].to(tensor.device)]
     for dim, indices in dims.items():
