@@ -49,7 +49,7 @@ class Removal:
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if trainer.is_fsdp_enabled:
             raise ConfigError("pruning.granularity: units are removed from whole tensors, and this run shards them; "
                               "prune in one process or under DDP")  # fmt: skip
         self.note = ""

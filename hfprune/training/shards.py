@@ -49,6 +49,7 @@ _PUSHED = (
     "this run shards the model, and its card is measured on a whole one; push the folder afterwards: hfprune push "
     "FOLDER REPOSITORY"
 )
+_WHOLE = "looks at whole tensors, and this run shards them; use one process or DDP"
 _OFFLOADED = "fsdp_offload_params: true is not tested with masks; set it to false"
 
 
@@ -331,6 +332,11 @@ def check_pruning(trainer: PruningTrainer) -> None:
     Raises:
         ConfigError: one line that names the key.
     """
+    if trainer.pruning is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        if trainer.pruning.strategy is not None:
+            raise ConfigError(f"pruning.strategy: ice {_WHOLE}")
+        if "rank" in trainer.pruning.granularities:
+            raise ConfigError(f"pruning.granularity: rank {_WHOLE}")
     criterion = trainer.pruning.criterion_name if trainer.pruning is not None else ""
     if trainer.is_deepspeed_enabled and criterion == "movement":
         raise ConfigError(
