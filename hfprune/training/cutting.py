@@ -13,7 +13,7 @@ from torch import nn
 from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
 from hfprune.sharding import joined, local
-from hfprune.training.removal import AgreedPruner, Removal, example_of
+from hfprune.training.removal import AgreedPruner, Removal, example_of, shapes_of
 from hfprune.training.whole import empty_out, fill, gathering
 from hfprune.weights import Weight
 
@@ -62,9 +62,9 @@ class ShardedRemoval(Removal):
             self.pruner.settle()
 
     def load(self, state: dict[str, Any] | None) -> None:
-        before = self.pruner.plan
+        before = shapes_of(self.model)
         super().load(state)
-        if self.pruner.plan != before:
+        if shapes_of(self.model) != before:
             self.shards.begin_anew()
 
 

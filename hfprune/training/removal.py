@@ -52,7 +52,7 @@ class Removal:
         self.trainer = trainer
         self.note = ""
         self.base = plan_of(self.model)
-        self.given = _shapes(self.model)
+        self.given = shapes_of(self.model)
         self.pruner = self._pruner_of(trainer)
         self.pruner.check_reachable(self.targets()[-1])
 
@@ -187,7 +187,7 @@ class Removal:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights, so that the model given becomes the small one again."""
         plan = self.pruner.plan
-        shapes = _shapes(self.model).items()
+        shapes = shapes_of(self.model).items()
         cut = {name: shape for name, shape in shapes if self.given.get(dense_path(plan, name)) != shape}
         return {"plan": plan.to_dict(), "shapes": cut, **self.pruner.state()}
 
@@ -201,7 +201,7 @@ class Removal:
             raise CheckpointError("the checkpoint does not say what was removed; it is not one of a removal")
         plan = Plan.from_dict(state["plan"])
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
-        now = _shapes(self.model)
+        now = shapes_of(self.model)
         if self.pruner.plan != plan or any(now.get(name) != shape for name, shape in shapes.items()):
             if now != self.given:
                 raise CheckpointError("the trainer's model is smaller already; resume with a new one around the "
@@ -301,7 +301,8 @@ def example_of(trainer: PruningTrainer) -> Any:
     return tuple(inputs.values()) if trainer.plain_module and len(inputs) == 1 else inputs
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors, by name."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 

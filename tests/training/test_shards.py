@@ -282,28 +282,39 @@ from hfprune.pipeline import run
 from hfprune.recipe import Recipe
 from tests.test_pipeline import quiet, recipe_values
 
-folder = Path(sys.argv[1])
-recipe = Recipe.parse(recipe_values(folder, training={"per_device_train_batch_size": 8}))
-report = run(recipe, console=quiet())
-dist.barrier()
-if dist.get_rank() == 0:  # as if it had been ended before its result was written
-    for name in ("config.json", "pruning_report.json"):
-        (folder / name).unlink()
-dist.barrier()
-again = run(recipe, resume=True, console=quiet())
-assert again["pruned"]["metric"] == report["pruned"]["metric"], (again["pruned"], report["pruned"])
+PRUNING = {
+    "masks": {},
+    "removal": {"granularity": "neuron", "target": {"params": 0.8}, "recovery": {"epochs": 1}},
+}
+for name, pruning in PRUNING.items():
+    folder = Path(sys.argv[1]) / name
+    recipe = Recipe.parse(recipe_values(folder, training={"per_device_train_batch_size": 8}, pruning=pruning))
+    report = run(recipe, console=quiet())
+    dist.barrier()
+    if dist.get_rank() == 0:  # as if it had been ended before its result was written
+        for name in ("config.json", "pruning_report.json"):
+            (folder / name).unlink()
+    dist.barrier()
+    again = run(recipe, resume=True, console=quiet())
+    assert again["pruned"]["metric"] == report["pruned"]["metric"], (again["pruned"], report["pruned"])
 """
 
 
-def test_a_recipe_runs_sharded_and_resumes(tmp_path):
-    folder = tmp_path / "out"
-    run_script(tmp_path / "recipe.py", RECIPE, folder, processes=2, config=CONFIG)
-    assert not verify(folder).problems
-    report = json.loads((folder / "pruning_report.json").read_text())
-    assert report["steps"][-1]["achieved"] == pytest.approx(0.5, abs=1e-3)
-    assert report["pruned"]["nonzero"] < report["dense"]["nonzero"] == report["dense"]["params"]
-    assert sum(record["zeros"] for record in report["sparsity"].values()) > 0
-    assert (folder / "dense" / "model.safetensors").is_file() and (folder / "README.md").is_file()
+def test_recipes_run_sharded_and_resume(tmp_path):
+    run_script(tmp_path / "recipe.py", RECIPE, tmp_path, processes=2, config=CONFIG)
+    reports = {}
+    for name in ("masks", "removal"):
+        folder = tmp_path / name
+        assert not verify(folder).problems
+        assert (folder / "dense" / "model.safetensors").is_file() and (folder / "README.md").is_file()
+        reports[name] = json.loads((folder / "pruning_report.json").read_text())
+    masked, removed = reports.values()
+    assert masked["steps"][-1]["achieved"] == pytest.approx(0.5, abs=1e-3)
+    assert masked["pruned"]["nonzero"] < masked["dense"]["nonzero"] == masked["dense"]["params"]
+    assert sum(record["zeros"] for record in masked["sparsity"].values()) > 0
+    assert removed["pruned"]["params"] <= 0.8 * removed["dense"]["params"]
+    assert removed["pruned"]["macs"] < removed["dense"]["macs"]
+    assert all(group["kept"] < group["units"] for group in removed["removed"]["groups"].values())
 
 
 REFUSED = """
