@@ -16,6 +16,7 @@ from hfprune.structure.candidates import candidates
 from hfprune.structure.choices import Choice
 from hfprune.structure.groups import Structure, analyse
 from hfprune.structure.targets import Solver
+from hfprune.training.cutting import ShardedRemoval
 from hfprune.training.masking import Masking
 from hfprune.training.removal import AgreedPruner, Removal, example_of
 
@@ -185,7 +186,9 @@ def method_of(trainer: PruningTrainer) -> Masking | Removal:
     """How a trainer's configuration prunes."""
     if trainer.pruning.strategy is not None:
         return BlockwiseRemoval(trainer) if trainer.pruning.is_structural else BlockwiseMasking(trainer)
-    return Removal(trainer) if trainer.pruning.is_structural else Masking(trainer)
+    if not trainer.pruning.is_structural:
+        return Masking(trainer)
+    return Removal(trainer) if trainer.shards is None else ShardedRemoval(trainer)
 
 
 def places(structure: Structure) -> Callable[[str], tuple[int, str]]:

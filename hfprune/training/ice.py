@@ -43,7 +43,7 @@ class IceCourse:
 
     Raises:
         ConfigError: there is nothing to measure a drop on, or to fine-tune with; the drop's unit is not that of the
-            metric; the trainer shards the model.
+            metric.
     """
 
     def __init__(self, trainer: PruningTrainer, kind: type[PruningTrainer]):
@@ -51,8 +51,6 @@ class IceCourse:
         self.settings: Ice = trainer.pruning.strategy
         self.changes: dict[str, float] | None = None
         key, settings = "pruning.strategy", self.settings
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ConfigError(f"{key}: ice looks at whole tensors, and this run shards them; use one process or DDP")
         if trainer.train_dataset is None:
             raise ConfigError(f"{key}: ice fine-tunes and needs a train_dataset; without one leave the strategy out")
         if settings.trigger is not False:

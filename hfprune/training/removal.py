@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Removal:
     """Scores, selects and removes; `Masking` is its counterpart, with the same methods.
 
     Raises:
-        ConfigError: the target can't be reached, or the trainer shards the model.
+        ConfigError: the target can't be reached.
         ModelError: the model's structure can't be analysed.
     """
 
@@ -49,12 +50,9 @@ class Removal:
 
     def __init__(self, trainer: PruningTrainer):
         self.trainer = trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ConfigError("pruning.granularity: units are removed from whole tensors, and this run shards them; "
-                              "prune in one process or under DDP")  # fmt: skip
         self.note = ""
-        self.base = plan_of(trainer.model)
-        self.given = {name: tuple(value.shape) for name, value in _tensors(trainer.model).items()}
+        self.base = plan_of(self.model)
+        self.given = shapes_of(self.model)
         self.pruner = self._pruner_of(trainer)
         self.pruner.check_reachable(self.targets()[-1])
 
@@ -66,6 +64,16 @@ class Removal:
         return AgreedPruner(*given, seed=trainer.args.seed, trial=False)
 
     @property
+    def model(self) -> nn.Module:
+        """What is analysed and cut."""
+        return self.trainer.model
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """The model can be cut within."""
+        yield
+
+    @property
     def measured(self) -> str:
         """What the targets count."""
         return self.pruner.measured
@@ -74,7 +82,7 @@ class Removal:
     def weights(self) -> dict[str, Weight]:
         """What is scored, by name."""
         self.pruner.look()
-        return scored_weights(self.trainer.model, self.pruner.groups.values(), self.pruner.criterion)
+        return scored_weights(self.model, self.pruner.groups.values(), self.pruner.criterion)
 
     def targets(self) -> list[float]:
         """The cumulative fraction gone after each step."""
@@ -94,11 +102,11 @@ class Removal:
         if trainer.optimizer is not None:
             trainer.reset_for_phase()
         trainer.unwrap()  # where nothing was trained there is nothing else to let go, which takes a while
-        choice = self._step(target)
-        if len(trainer.masks):
+        with self.cutting():
+            choice = self._step(target)
             # What is held at zero was cut along with the rest: the zeros that are left say where it is.
-            trainer.masks = MaskSet.from_zeros(trainer.model, list(trainer.masks), trainer.masks.pattern)
-            trainer.masks.bind(trainer.model)
+            masks = MaskSet.from_zeros(self.model, list(trainer.masks), trainer.masks.pattern)
+        trainer.masks = trainer.own_masks(masks).bind(trainer.model)
         trainer.history, self.note = {}, choice.note
         self.annotate(choice.reached)
         return choice.reached
@@ -116,7 +124,8 @@ class Removal:
         """Writes what was done into the model's block."""
         trainer, plan = self.trainer, self.pruner.plan
         whole = plan if self.base is None else followed_by(self.base, plan)
-        annotate(trainer.model, trainer.pruning, trainer.masks, achieved, trainer.base_model, whole)
+        masks = trainer.masks if trainer.shards is None else MaskSet({})  # of shards counted when they are saved
+        annotate(self.model, trainer.pruning, masks, achieved, trainer.base_model, whole)
 
     def logs(self, target: float, achieved: float) -> dict[str, float]:
         """What a step logs."""
@@ -166,19 +175,20 @@ class Removal:
 
     def preview(self, target: float) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a step to a target would leave: its report and its facts. The model is put back as it was."""
-        try:
-            self.note = self._step(target).note
-            return self.report(), self.facts()
-        finally:
-            self.pruner.undo()
+        with self.cutting():
+            try:
+                self.note = self._step(target).note
+                return self.report(), self.facts()
+            finally:
+                self.pruner.undo()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights, so that the model given becomes the small one again."""
         plan = self.pruner.plan
-        shapes = {name: tuple(value.shape) for name, value in _tensors(self.trainer.model).items()}
-        cut = {name: shape for name, shape in shapes.items() if self.given.get(dense_path(plan, name)) != shape}
+        shapes = shapes_of(self.model).items()
+        cut = {name: shape for name, shape in shapes if self.given.get(dense_path(plan, name)) != shape}
         return {"plan": plan.to_dict(), "shapes": cut, **self.pruner.state()}
 
     def load(self, state: dict[str, Any] | None) -> None:
@@ -191,13 +201,13 @@ class Removal:
             raise CheckpointError("the checkpoint does not say what was removed; it is not one of a removal")
         plan = Plan.from_dict(state["plan"])
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
-        now = {name: tuple(value.shape) for name, value in _tensors(self.trainer.model).items()}
+        now = shapes_of(self.model)
         if self.pruner.plan != plan or any(now.get(name) != shape for name, shape in shapes.items()):
             if now != self.given:
                 raise CheckpointError("the trainer's model is smaller already; resume with a new one around the "
                                       "model that the run began with")  # fmt: skip
-            with unchanged_on_error(self.trainer.model):
-                rebuild(self.trainer.model, plan, shapes)
+            with unchanged_on_error(self.model):
+                rebuild(self.model, plan, shapes)
         self.pruner.load(plan, state)
 
 
@@ -208,6 +218,11 @@ class AgreedPruner(StructuredPruner):
         """Analyses the model anew where something was removed."""
         if self._stale:
             self._look()
+
+    def settle(self) -> None:
+        """Looks at the model as it is, and lets go of what it was: the steps so far can't be taken back any more."""
+        self.look()
+        self._journals.clear()
 
     def targets(self) -> list[float]:
         timed = self.measured == "latency" and self.dense.latency is None
@@ -286,8 +301,9 @@ def example_of(trainer: PruningTrainer) -> Any:
     return tuple(inputs.values()) if trainer.plain_module and len(inputs) == 1 else inputs
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors, by name."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def of_the_first(value: Any) -> Any:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import (
     DistributedType,
@@ -26,11 +27,12 @@ from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import refresh
 from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet, ShardedMaskSet
+from hfprune.sharded import ShardedPruner
 from hfprune.sharding import AcrossProcesses, put_back, reshard
 from hfprune.training.rehearsal import input_embeddings
 from hfprune.training.resume import ResumableTrainer
 from hfprune.training.state import Held, held_by
-from hfprune.training.whole import dealt_out, fill, filled, gathered, skeleton_of
+from hfprune.training.whole import copied, dealt_out, empty_out, fill, filled, gathered, skeleton_of
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
@@ -49,6 +51,7 @@ _PUSHED = (
     "this run shards the model, and its card is measured on a whole one; push the folder afterwards: hfprune push "
     "FOLDER REPOSITORY"
 )
+_WHOLE = "looks at whole tensors, and this run shards them; use one process or DDP"
 _OFFLOADED = "fsdp_offload_params: true is not tested with masks; set it to false"
 
 
@@ -63,6 +66,7 @@ class Shards:
         self.trainer = trainer
         self.across = AcrossProcesses(trainer.args.device)
         self.skeleton = skeleton_of(trainer.model)
+        self.folder = Path(trainer.args.output_dir)
         self.begun = False
         self.groups: list[list[nn.Parameter]] = []
 
@@ -70,18 +74,43 @@ class Shards:
         """Shards the model; every process keeps the parts that lie there."""
         if self.begun:
             return
-        # Needed for sharded models alone.
-        from accelerate.utils import fsdp2_prepare_model
-
         trainer = self.trainer
         plugin: FullyShardedDataParallelPlugin = trainer.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = repeated_classes(trainer.model)
-        trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, trainer.model)
+        self._shard(trainer.model)
         trainer.masks = self.own_masks(trainer.masks).bind(trainer.model)
-        if trainer.pruning is not None:
+        if trainer.pruning is not None and isinstance(trainer.pruner, ShardedPruner):
             trainer.pruner.follow(trainer.model)
         self.begun = True
+
+    def _shard(self, model: nn.Module) -> None:
+        # Needed for sharded models alone.
+        from accelerate.utils import fsdp2_prepare_model
+
+        trainer = self.trainer
+        trainer.model = trainer.model_wrapped = fsdp2_prepare_model(trainer.accelerator, model)
+        trainer.callback_handler.model = trainer.model
+        trainer.accelerator._models.clear()
+
+    def begin_anew(self) -> None:
+        """Shards a copy of the skeleton in the model's place, with its values, or to be loaded where it has none."""
+        full = {}
+        for parameter in self.skeleton.parameters():
+            values = torch.empty_like(parameter, device="cpu") if parameter.is_meta else parameter.detach()
+            full[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        self._shard(copied(self.skeleton, full))
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """The skeleton with all its values in all processes; what has become of it is sharded in the model's place."""
+        self.begin()
+        fill(self.skeleton, self.trainer.model, self.across, True, self.folder)
+        try:
+            yield
+            self.begin_anew()
+        finally:
+            empty_out(self.skeleton)
 
     def own_masks(self, masks: MaskSet) -> ShardedMaskSet:
         """The parts of whole masks that lie here."""
@@ -90,15 +119,14 @@ class Shards:
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
         """The model with all its values in the processes that save, with none in the others; all take part."""
-        args = self.trainer.args
-        with filled(self.skeleton, self.trainer.model, self.across, args.should_save, Path(args.output_dir)):
+        with filled(self.skeleton, self.trainer.model, self.across, self.trainer.args.should_save, self.folder):
             yield self.skeleton
 
     def copied(self, *, share_config: bool) -> nn.Module:
         """A copy of the model with all its values in the processes that save, mapped from a file; all take part."""
-        args, copied = self.trainer.args, skeleton_of(self.skeleton, share_config=share_config)
-        fill(copied, self.trainer.model, self.across, args.should_save, Path(args.output_dir))
-        return copied
+        found = skeleton_of(self.skeleton, share_config=share_config)
+        fill(found, self.trainer.model, self.across, self.trainer.args.should_save, self.folder)
+        return found
 
     def whole_masks(self) -> MaskSet:
         """The whole masks in the processes that save; all take part."""
@@ -108,7 +136,7 @@ class Shards:
     def gather(self, held: Held) -> Held:
         """The whole of what every process holds a part of, in the processes that save."""
         args, like = self.trainer.args, self.trainer.model.state_dict()
-        to = {"like": like, "across": self.across, "keep": args.should_save, "folder": Path(args.output_dir)}
+        to = {"like": like, "across": self.across, "keep": args.should_save, "folder": self.folder}
         best = None if held.best is None else gathered(held.best, **to)
         return Held(self.whole_masks(), best, gathered(held.history, **to))
 
@@ -331,6 +359,11 @@ def check_pruning(trainer: PruningTrainer) -> None:
     Raises:
         ConfigError: one line that names the key.
     """
+    if trainer.pruning is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        if trainer.pruning.strategy is not None:
+            raise ConfigError(f"pruning.strategy: ice {_WHOLE}")
+        if "rank" in trainer.pruning.granularities:
+            raise ConfigError(f"pruning.granularity: rank {_WHOLE}")
     criterion = trainer.pruning.criterion_name if trainer.pruning is not None else ""
     if trainer.is_deepspeed_enabled and criterion == "movement":
         raise ConfigError(
@@ -343,6 +376,8 @@ def check_pruning(trainer: PruningTrainer) -> None:
         raise ConfigError(f"push_every_step: {_PUSHED}")
     if trainer.pruning is None:
         return
+    if trainer.pruning.export_sizes is not None:
+        raise ConfigError("pruning.export_sizes: is not tested where this run shards the model; use one process or DDP")
     whole = {"distill": "the teacher is a whole copy", "max_drop": "the way back needs a whole copy"}
     for name, reason in whole.items():
         if getattr(trainer.pruning.recovery, name) is not None:

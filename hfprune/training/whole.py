@@ -48,22 +48,30 @@ class TensorFile:
 
 def skeleton_of(model: nn.Module, *, share_config: bool = True) -> nn.Module:
     """A copy of a model whose parameters have shapes and no values, with the model's own config or a copy of it."""
-    memo: dict[int, object] = {}
-    for parameter in model.parameters():
-        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-        memo[id(parameter)] = empty
-    config = getattr(model, "config", None)
-    if config is not None and share_config:
-        memo[id(config)] = config
+    return copied(model, {id(parameter): _empty(parameter) for parameter in model.parameters()}, share_config)
+
+
+def copied(model: nn.Module, parameters: Mapping[int, nn.Parameter], share_config: bool = True) -> nn.Module:
+    """A copy of a model with others in the place of its parameters, with the model's own config or a copy of it."""
+    memo: dict[int, object] = dict(parameters)
+    if share_config:  # parts of a model may hold parts of its config
+        configs = [module.config for module in model.modules() if getattr(module, "config", None) is not None]
+        memo |= {id(config): config for config in configs}
     return copy.deepcopy(model, memo)
 
 
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+
 def fill(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: bool, folder: Path) -> None:
-    """Gives a skeleton the values of the sharded model, in the processes that `keep` them; all take part.
+    """Gives a skeleton the values of a model, in the processes that `keep` them, where they are mapped from a file.
+
+    All processes take part.
 
     Args:
-        skeleton: without values; its parameters are replaced.
-        model: sharded.
+        skeleton: its parameters are replaced.
+        model: sharded, or whole.
         across: the processes.
         keep: whether this one gets the values.
         folder: where there is room for them.
@@ -72,26 +80,31 @@ def fill(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: b
         CheckpointError: there is none.
     """
     reshard(model)
+    named = dict(model.named_parameters())
     with gathering(across, keep, folder) as add:
-        found = {name: add(whole(parameter)) for name, parameter in model.named_parameters()}
+        found = {name: add(whole(parameter)) for name, parameter in named.items()}
     if not keep:
         return
     buffers = dict(model.named_buffers())
     for name, buffer in skeleton.named_buffers():
         buffer.copy_(local(buffers[name]))
-    empty = dict(skeleton.named_parameters())
-    replace(skeleton, {id(empty[name]): nn.Parameter(found[name], requires_grad=False) for name in empty})
+    full = {name: nn.Parameter(found[name], requires_grad=named[name].requires_grad) for name in found}
+    replace(skeleton, {id(before): full[name] for name, before in skeleton.named_parameters()})
+
+
+def empty_out(skeleton: nn.Module) -> None:
+    """Leaves a skeleton without values."""
+    replace(skeleton, {id(parameter): _empty(parameter) for parameter in skeleton.parameters()})
 
 
 @contextmanager
 def filled(skeleton: nn.Module, model: nn.Module, across: AcrossProcesses, keep: bool, folder: Path) -> Iterator[None]:
     """`fill` for a while; afterwards the skeleton is without values again."""
-    empty = dict(skeleton.named_parameters())
     fill(skeleton, model, across, keep, folder)
     try:
         yield
     finally:
-        replace(skeleton, {id(full): empty[name] for name, full in skeleton.named_parameters()})
+        empty_out(skeleton)
 
 
 def replace(model: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:

@@ -177,6 +177,103 @@ def test_four_sharded_processes_select_exactly_what_one_selects(tmp_path):
     run_script(tmp_path / "choose.py", SELECT, processes=4)
 
 
+REMOVE = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist, transformers
+from hfprune.checkpoint import read_block
+from hfprune.errors import ModelError
+from hfprune.sharding import is_sharded, local
+from tests.training.setup import make_trainer, tiny_vit
+
+transformers.utils.logging.disable_progress_bar()
+folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+PRUNING = {
+    "taylor": {"criterion": "taylor", "granularity": ["head", "neuron"], "target": {"macs": 0.6}},
+    "layers": {"criterion": "l1", "granularity": ["layer", "width"], "target": {"params": 0.5},
+               "recovery": {"epochs": 1}},
+}
+
+def trainer(name, folder, **options):
+    return make_trainer(
+        folder, tiny_vit(dropout=0.0), per_device_train_batch_size=32 // processes, learning_rate=1e-2, optim="sgd",
+        per_device_eval_batch_size=100 // processes, pruning=PRUNING[name], **options)
+
+class Interrupted(Exception):
+    pass
+
+class Interrupt(transformers.TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 13:  # in the second phase
+            raise Interrupted
+
+for name in PRUNING:
+    whole = trainer(name, folder / name)
+    assert whole.args.world_size == processes
+    dense = sum(value.numel() for value in whole.model.parameters())
+    whole.train()
+    parameters = list(whole.model.parameters())
+    assert sum(value.numel() for value in parameters) < 0.75 * dense
+    if processes > 1:
+        assert all(is_sharded(value) for value in parameters)
+        assert sum(local(value).numel() for value in parameters) < 0.6 * sum(value.numel() for value in parameters)
+        assert all(value.is_meta for value in whole.shards.skeleton.parameters())
+    whole.save_model(str(folder / name / "saved"))
+    metric = whole.evaluate()["eval_loss"]
+if processes > 1:
+    halted = trainer("taylor", folder / "halted", callbacks=[Interrupt()])
+    try:
+        halted.train()
+        raise AssertionError
+    except Interrupted:
+        pass
+    again = trainer("taylor", folder / "halted")
+    again.train(resume_from_checkpoint=True)
+    again.save_model(str(folder / "resumed"))
+
+    # What does not prove equal leaves the sharded model as it was.
+    from hfprune.structure import pruner as structured
+    failing = trainer("layers", folder / "failing")
+    failing.begin_sharding()
+    before = {name: local(value).clone() for name, value in failing.model.state_dict().items()}
+    def refuse(*_):
+        raise ModelError("not equal")
+    remove, structured.remove = structured.remove, refuse
+    try:
+        failing.method.prune_to(0.3)
+        raise AssertionError
+    except ModelError as error:
+        assert "not equal" in str(error), error
+    structured.remove = remove
+    after = failing.model.state_dict()
+    assert after.keys() == before.keys() and not failing.pruner.plan.dropped
+    assert all(torch.equal(local(after[name]), value) for name, value in before.items())
+"""
+
+
+def test_two_sharded_processes_remove_like_one_and_resume(tmp_path):
+    for processes in (1, 2):
+        config = CONFIG if processes > 1 else None
+        run_script(
+            tmp_path / "remove.py", REMOVE, tmp_path / str(processes), processes, processes=processes, config=config
+        )
+    for name in ("taylor", "layers"):
+        one, two = (tmp_path / processes / name / "saved" for processes in "12")
+        assert not verify(two).problems
+        assert read_block(two)["plan"] == read_block(one)["plan"]
+        expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=1e-3, rtol=0)
+    saved = tmp_path / "2" / "taylor" / "saved"
+    whole, resumed = load_file(saved / "model.safetensors"), load_file(tmp_path / "2" / "resumed/model.safetensors")
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert (
+        sum(value.numel() for value in whole.values())
+        == ViTForImageClassification.from_pretrained(saved).num_parameters()
+    )
+
+
 RECIPE = """
 import sys
 from pathlib import Path
@@ -185,28 +282,39 @@ from hfprune.pipeline import run
 from hfprune.recipe import Recipe
 from tests.test_pipeline import quiet, recipe_values
 
-folder = Path(sys.argv[1])
-recipe = Recipe.parse(recipe_values(folder, training={"per_device_train_batch_size": 8}))
-report = run(recipe, console=quiet())
-dist.barrier()
-if dist.get_rank() == 0:  # as if it had been ended before its result was written
-    for name in ("config.json", "pruning_report.json"):
-        (folder / name).unlink()
-dist.barrier()
-again = run(recipe, resume=True, console=quiet())
-assert again["pruned"]["metric"] == report["pruned"]["metric"], (again["pruned"], report["pruned"])
+PRUNING = {
+    "masks": {},
+    "removal": {"granularity": "neuron", "target": {"params": 0.8}, "recovery": {"epochs": 1}},
+}
+for name, pruning in PRUNING.items():
+    folder = Path(sys.argv[1]) / name
+    recipe = Recipe.parse(recipe_values(folder, training={"per_device_train_batch_size": 8}, pruning=pruning))
+    report = run(recipe, console=quiet())
+    dist.barrier()
+    if dist.get_rank() == 0:  # as if it had been ended before its result was written
+        for name in ("config.json", "pruning_report.json"):
+            (folder / name).unlink()
+    dist.barrier()
+    again = run(recipe, resume=True, console=quiet())
+    assert again["pruned"]["metric"] == report["pruned"]["metric"], (again["pruned"], report["pruned"])
 """
 
 
-def test_a_recipe_runs_sharded_and_resumes(tmp_path):
-    folder = tmp_path / "out"
-    run_script(tmp_path / "recipe.py", RECIPE, folder, processes=2, config=CONFIG)
-    assert not verify(folder).problems
-    report = json.loads((folder / "pruning_report.json").read_text())
-    assert report["steps"][-1]["achieved"] == pytest.approx(0.5, abs=1e-3)
-    assert report["pruned"]["nonzero"] < report["dense"]["nonzero"] == report["dense"]["params"]
-    assert sum(record["zeros"] for record in report["sparsity"].values()) > 0
-    assert (folder / "dense" / "model.safetensors").is_file() and (folder / "README.md").is_file()
+def test_recipes_run_sharded_and_resume(tmp_path):
+    run_script(tmp_path / "recipe.py", RECIPE, tmp_path, processes=2, config=CONFIG)
+    reports = {}
+    for name in ("masks", "removal"):
+        folder = tmp_path / name
+        assert not verify(folder).problems
+        assert (folder / "dense" / "model.safetensors").is_file() and (folder / "README.md").is_file()
+        reports[name] = json.loads((folder / "pruning_report.json").read_text())
+    masked, removed = reports.values()
+    assert masked["steps"][-1]["achieved"] == pytest.approx(0.5, abs=1e-3)
+    assert masked["pruned"]["nonzero"] < masked["dense"]["nonzero"] == masked["dense"]["params"]
+    assert sum(record["zeros"] for record in masked["sparsity"].values()) > 0
+    assert removed["pruned"]["params"] <= 0.8 * removed["dense"]["params"]
+    assert removed["pruned"]["macs"] < removed["dense"]["macs"]
+    assert all(group["kept"] < group["units"] for group in removed["removed"]["groups"].values())
 
 
 REFUSED = """
@@ -222,7 +330,11 @@ def refused(words, pruning=None, **options):
     except ConfigError as error:
         assert words in str(error) and "\\n" not in str(error), error
 
-refused("units are removed from whole tensors", {"granularity": "neuron"})
+refused("pruning.granularity: rank", {"granularity": "rank", "criterion": "whitening"})
+refused("pruning.strategy: ice", {"granularity": "neuron", "target": 0.5, "strategy": "ice", "schedule": {}})
+refused("pruning.criterion: 'movement'", {"criterion": "movement", "granularity": "neuron"})
+refused("pruning.criterion: 'block_influence'", {"criterion": "block_influence", "granularity": "layer"})
+refused("pruning.target.latency", {"granularity": "neuron", "target": {"latency": 0.5}})
 refused("pruning.criterion: 'wanda'", {"criterion": "wanda"})
 refused("pruning.criterion: 'fisher'", {"criterion": "fisher"})
 refused("pruning.recovery.distill", {"recovery": {"epochs": 1, "distill": {"alpha": 0.5}}})
