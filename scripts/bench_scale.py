@@ -7,7 +7,7 @@ have one thread each and exchange by gloo on this machine's CPUs, so that second
 share cores: growth is fitted to the processor seconds of all of them together. Each stage runs once for its peak memory
 and the bytes that it moves, and then for its seconds (medians). Memory is the most that one process held above what it
 held with the model alone; bytes are those of the tensors that are added up or gathered, in one process's hands. `step`
-is one of AdamW on one sequence of 64 tokens a process. Linux only.
+is one of AdamW on one sequence of 16 tokens a process. Linux only.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from hfprune.pruner import Pruner
 from hfprune.sharded import ShardedPruner
 from hfprune.sharding import AcrossProcesses, local
 
-SIZES = {"1M": (128, 5, 3), "10M": (384, 6, 5), "100M": (768, 14, 3), "1B": (2048, 20, 1)}
+SIZES = {"1M": (128, 5, 3), "10M": (384, 6, 5), "100M": (768, 14, 2), "1B": (2048, 20, 1)}
 """Hidden size, layers, and how often a stage is timed."""
 
 STAGES = ("score", "select", "apply", "enforce", "save masks", "masked step", "step")
-TOKENS = 64
+TOKENS = 16
 VOCABULARY = 512
 MOVING = {"allreduce_": 0, "allgather_": 0, "_allgather_base_": 0, "_reduce_scatter_base_": 1, "broadcast_": 0}
 """Of the operations that move bytes, the argument that is whole in each process."""
@@ -147,9 +147,7 @@ class Bench:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         found = {"parameters": parameters, "weights": self.masks.numel, "pruned": self.masks.zeros}
         if self.train:
-            self._steps("masked step")
-            self.masks = MaskSet({})
-            self._steps("step")
+            self._steps()
         return found | {"stages": self.found}
 
     def score(self) -> None:
@@ -170,7 +168,7 @@ class Bench:
         if first:
             save_file(masks.state_dict(), self.folder / "masks.safetensors")
 
-    def _steps(self, name: str) -> None:
+    def _steps(self) -> None:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         ids = torch.randint(VOCABULARY, (1, TOKENS))
 
@@ -180,7 +178,10 @@ class Bench:
             self.masks.enforce()
             optimizer.zero_grad()
 
-        self._measure(name, step)
+        self._measure("masked step", step)
+        self.masks = MaskSet({})
+        self._measure("step", step)
+        self.found["step"]["peak"] = math.nan  # what FSDP keeps from the steps before it would be missing
 
     def _measure(self, name: str, act: Callable[[], object]) -> None:
         settle(self.across)
@@ -249,16 +250,18 @@ def row(name: str, processes: int, found: dict[str, dict[str, Any]]) -> list[str
     for answer in found.values():
         stage = answer["stages"].get(name)
         if stage is None:
-            cells += ["–", "–", "–", "–"]
+            cells += ["–"] * (4 if processes > 1 else 3)
             continue
-        moved = human_bytes(stage["moved"]) if processes > 1 else "–"
-        cells += [f"{stage['seconds']:.3g}", f"{stage['processor']:.3g}", human_bytes(max(0, stage["peak"])), moved]
+        peak = "–" if math.isnan(stage["peak"]) else human_bytes(max(0, stage["peak"]))
+        moved = [human_bytes(stage["moved"])] if processes > 1 else []
+        cells += [f"{stage['seconds']:.3g}", f"{stage['processor']:.3g}", peak, *moved]
         points.append((answer["parameters"], stage["processor"], stage["peak"] * processes))
     if not points:
         return [*cells, "–", "–", "–"]
     size, seconds, peak = points[-1]
     slope = f"{exponent([p[0] for p in points], [p[1] for p in points]):.2f}" if len(points) > 1 else "–"
-    return [*cells, slope, f"{seconds / size * 1e9:.2f}", f"{max(0, peak) / size:.2f}"]
+    each = "–" if math.isnan(peak) else f"{max(0, peak) / size:.2f}"
+    return [*cells, slope, f"{seconds / size * 1e9:.2f}", each]
 
 
 def main() -> None:
@@ -274,20 +277,22 @@ def main() -> None:
     console, began = Console(width=170), time.perf_counter()
     for processes in options.processes:
         found = measure(options.sizes, processes, options.train)
-        title = f"{processes} process{'es' if processes > 1 else ''}: seconds, processor seconds of all, peak of one"
-        table = Table(title=title + ", bytes moved", title_justify="left")
-        table.add_column("stage")
-        for size in found:
-            for heading in (size, "processor", "peak", "moved"):
-                table.add_column(heading, justify="right")
-        for heading in ("exponent", "ns a parameter", "bytes a parameter"):
+        headings = ["processor", "peak", "moved"] if processes > 1 else ["processor", "peak"]
+        table = Table(title=f"{processes} process{'es' if processes > 1 else ''}", title_justify="left")
+        table.add_column("stage", no_wrap=True)
+        for heading in [heading for size in found for heading in (size, *headings)]:
+            table.add_column(heading, justify="right")
+        for heading in ("exponent", "ns each", "bytes each"):
             table.add_column(heading, justify="right")
         for name in STAGES:
             table.add_row(*row(name, processes, found))
         console.print(table)
         for size, answer in found.items():
             print(f"{size}: {answer['parameters']:,} parameters, {answer['pruned']:,} of {answer['weights']:,} pruned")
-    print("exponent: b of processor seconds = a * parameters^b; the last two columns: all processes, the largest size")
+    print("under a size: seconds, the processor seconds of all processes, the peak of one, the bytes moved in one")
+    print(
+        "exponent: b of processor seconds = a * parameters^b; each: of all processes, a parameter of the largest size"
+    )
     print(
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
     )
