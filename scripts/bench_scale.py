@@ -8,6 +8,9 @@ share cores: growth is fitted to the processor seconds of all of them together. 
 and the bytes that it moves, and then for its seconds (medians). Memory is the most that one process held above what it
 held with the model alone; bytes are those of the tensors that are added up or gathered, in one process's hands. `step`
 is one of AdamW on one sequence of 16 tokens a process. Linux only.
+
+glibc holds on to blocks that were freed, which counts as memory: MALLOC_MMAP_THRESHOLD_=262144 in the environment gives
+them back at once, so that peaks are those of what is held; seconds are then longer.
 """
 
 from __future__ import annotations
