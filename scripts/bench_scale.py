@@ -36,6 +36,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,7 +64,7 @@ class Moved(TorchDispatchMode):
     bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if any(issubclass(kind, torch.distributed.tensor.DTensor) for kind in types):
+        if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         found = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")
