@@ -181,7 +181,6 @@ REMOVE = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist, transformers
-from hfprune.checkpoint import read_block
 from hfprune.errors import ModelError
 from hfprune.sharding import is_sharded, local
 from tests.training.setup import make_trainer, tiny_vit
