@@ -12,8 +12,8 @@ from hfprune.criteria.stacks import Stack
 from hfprune.profiling import human_bytes
 from hfprune.streaming.source import Source
 
-BUFFER = 1 << 26
-"""Bytes for all that is not counted: parts of tensors, the allocator's leftovers."""
+BUFFER = 5 << 24
+"""Bytes for all that is not counted: parts of tensors, the allocator's leftovers, libraries that are opened late."""
 
 
 @dataclass(frozen=True)

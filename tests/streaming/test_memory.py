@@ -31,12 +31,12 @@ report = hfprune.prune_checkpoint(source, output, hfprune.PruningConfig(**option
 print(json.dumps([memory("VmHWM") - before, report.bound.peak, report.bound.total]))
 """
 
-SOME = [f"model.layers.{number}" for number in range(0, 44, 11)]
+SOME = [f"model.layers.{number}" for number in range(0, 60, 15)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """44 equal layers in four shards, never in memory together."""
+    """60 equal layers in four shards, never in memory together."""
     folder = tmp_path_factory.mktemp("large")
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "vocab_size": 64}
     LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes)).bfloat16().save_pretrained(folder)
@@ -46,14 +46,14 @@ def checkpoint(tmp_path_factory):
     weight_map = {}
     for shard in range(4):
         tensors = {} if shard else {name: value for name, value in model.items() if name not in layer}
-        for number in range(11 * shard, 11 * shard + 11):
+        for number in range(15 * shard, 15 * shard + 15):
             tensors |= {name.replace(".0.", f".{number}."): value.clone() for name, value in layer.items()}
         file = f"model-{shard + 1:05}-of-00004.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 44}))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 60}))
     return folder
 
 
