@@ -116,6 +116,12 @@ def wait(number: int, until: float, folder: Path | None) -> int | None:
     return code
 
 
+def until_begun(number: int, log: Path) -> None:
+    """Waits until a process trains, or has ended."""
+    while "up to" not in log.read_text() and not os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.005)
+
+
 def writes(folder: Path) -> set[str]:
     """What a folder holds half written or half moved."""
     places = [folder, folder / "dense"]
@@ -180,8 +186,11 @@ def campaign(name: str, kills: int, chance: random.Random, place: Path, console:
     while tally.kills < kills or killed:
         last = tally.kills >= kills  # what was killed last is still to go on
         began, started, before = time.perf_counter(), time.time(), writes(folder)
+        log.write_text("")
         number = life(values, folder, log)
-        until = began + (600 if last else chance.uniform(0, length / 2))
+        if not last and chance.random() < 3 / 4:  # the others may be killed before they have begun
+            until_begun(number, log)
+        until = time.perf_counter() + (600 if last else chance.uniform(0, length / 3))
         if not last and chance.random() < 1 / 3:  # a moment to let it get under way, then the next writing
             code = wait(number, until, None)
             code = code if code is not None else wait(number, until + length, folder)
