@@ -21,6 +21,7 @@ from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.metadata import block_of, is_timm
 from hfprune.checkpoint.save import save_pretrained
+from hfprune.checkpoint.tensors import bytes_on_disk
 from hfprune.checkpoint.verify import verify
 from hfprune.config import PruningConfig
 from hfprune.data import PreparedData, open_data, prepare
@@ -324,7 +325,7 @@ def _write(job: Job, report: dict[str, Any], dense: nn.Module) -> None:
         _prove(job, side, dense)
         if job.recipe.output.sparse is not None:
             report["stored_sparse"] = True
-            report["pruned"]["bytes"] = sum(file.stat().st_size for file in side.glob("*.safetensors"))
+            report["pruned"]["bytes"] = bytes_on_disk(side)
         write_text(side / RECIPE_FILE, job.recipe.to_yaml())
         write_text(side / REPORT_FILE, json.dumps(report, indent=2) + "\n")
         if report["sparsity"]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hfprune.checkpoint.convert import Tell
 from hfprune.checkpoint.files import write_text
+from hfprune.checkpoint.tensors import bytes_on_disk
 from hfprune.criteria import create
 from hfprune.data import open_data, prepare
 from hfprune.errors import ConfigError
@@ -55,7 +56,7 @@ def run_streamed(recipe: Recipe, console: Console | None = None, progress: Tell 
             say=say,
         )
         write_text(folder / RECIPE_FILE, recipe.to_yaml())
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = bytes_on_disk(folder)
     gone = f"{report.pruned:,} of {report.units:,} units ({report.pruned / max(1, report.units):.2%})"
     say(f"pruned {gone}; saved to {folder}: {human_bytes(size)} of tensors, config with metadata, recipe")
     return report

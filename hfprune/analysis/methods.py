@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from hfprune.checkpoint.save import save_pretrained
+from hfprune.checkpoint.tensors import bytes_on_disk
 from hfprune.config import PruningConfig
 from hfprune.criteria import check_granularity, create
 from hfprune.errors import ConfigError
@@ -94,7 +95,7 @@ def stored_bytes(model: nn.Module, masks: MaskSet | None, folder: Path) -> int:
     with TemporaryDirectory(dir=folder) as side:
         zeros = masks is not None and masks.zeros > 0
         save_pretrained(model, side, masks if zeros else None, sparse="bitmask" if zeros else None)
-        return sum(file.stat().st_size for file in Path(side).rglob("*.safetensors"))
+        return bytes_on_disk(side)
 
 
 class Scale:

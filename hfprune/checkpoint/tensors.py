@@ -23,6 +23,11 @@ SHAPES = "hfprune_shapes"
 INDEX_FILE = "model.safetensors.index.json"
 
 
+def bytes_on_disk(folder: str | Path) -> int:
+    """What the tensors of a checkpoint folder take on disk."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Which safetensors file of a checkpoint holds which tensor; sparse ones under their own names.
 

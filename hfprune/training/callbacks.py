@@ -84,6 +84,7 @@ class StopCallback(TrainerCallback):
     """
 
     KEY = "hfprune/stop"
+    stops = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.world_size == 1:
@@ -95,8 +96,6 @@ class StopCallback(TrainerCallback):
             stops = store.check([self.KEY]) and state.global_step >= int(store.get(self.KEY))
         self.stops = stops
         control.should_save = control.should_save or stops
-
-    stops = False
 
     def on_save(self, *_: Any, **__: Any) -> None:
         if self.stops:

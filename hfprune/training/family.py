@@ -11,6 +11,7 @@ from torch import nn
 
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.checkpoint.save import save_pretrained
+from hfprune.checkpoint.tensors import bytes_on_disk
 from hfprune.profiling import Measurement, measure
 from hfprune.training.publishing import step_tag
 
@@ -80,5 +81,5 @@ def _place(trainer: PruningTrainer, size: float) -> dict[str, Any]:
     if trainer.push_every_step:
         found["tag"] = step_tag(trainer.method.measured, 1 - size)
     if trainer.saving.get("sparse") is not None:
-        found["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        found["bytes"] = bytes_on_disk(folder)
     return found
