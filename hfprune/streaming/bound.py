@@ -12,7 +12,7 @@ from hfprune.criteria.stacks import Stack
 from hfprune.profiling import human_bytes
 from hfprune.streaming.source import Source
 
-BUFFER = 5 << 24
+BUFFER = 1 << 26
 """Bytes for all that is not counted: parts of tensors, the allocator's leftovers, libraries that are opened late."""
 
 

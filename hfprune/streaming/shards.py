@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -72,8 +74,31 @@ def metadata(path: Path) -> dict[str, str]:
 
 def read(place: Place, name: str) -> torch.Tensor:
     """A tensor, as a view of the file, whose pages are read when they are looked at and let go of with the tensor."""
+    _RELIEF.before(place.size)
     with opened(place.path) as file:
         return file.get_tensor(name)
+
+
+class _Relief:
+    """Gives back to the system what the C library keeps of freed memory, every so many bytes that are read.
+
+    Without it the heap grows with the model: tensors a little larger than those before them don't fit in the gaps.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+        self._since = every
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def before(self, size: int) -> None:
+        """A tensor of so many bytes is about to be read."""
+        self._since += size
+        if self._trim is not None and self._since >= self.every:
+            self._since = 0
+            self._trim(0)
+
+
+_RELIEF = _Relief(1 << 21)  # where it was rarer, the heap of a model of many small layers still grew
 
 
 class ShardWriter:
