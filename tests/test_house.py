@@ -19,6 +19,7 @@ LEVELS = {
         ("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3
     ),
     **dict.fromkeys(("counts", "pruner", "sharded", "profiling", "structure", "lowrank"), 4),
+    **dict.fromkeys(("speech",), 4),
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),

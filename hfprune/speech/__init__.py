@@ -1,0 +1,1 @@
+"""Speech: audio as models hear it, transcripts, how they are normalised, and what is measured of them."""
