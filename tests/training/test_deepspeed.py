@@ -149,8 +149,7 @@ if processes > 1:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_two_processes_of_zero_remove_like_one_and_resume(tmp_path, stage, monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+def test_two_processes_of_zero_remove_like_one_and_resume(tmp_path, stage):
     for processes in (1, 2):
         config = CONFIGS / f"deepspeed_zero{stage}.yaml" if processes > 1 else None
         arguments = (tmp_path / str(processes), processes)
