@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
-from transformers import EvalPrediction, Wav2Vec2CTCTokenizer
+from transformers import EvalPrediction
 
 from hfprune.config import shrinks
 from hfprune.errors import ConfigError, NotReachable
@@ -22,6 +22,7 @@ from hfprune.hub.reach import fetch
 from hfprune.registry import Registry, did_you_mean
 from hfprune.speech.measures import Measures, measure_texts
 from hfprune.speech.normalise import LETTERS, code_of, normaliser
+from hfprune.speech.recognisers import texts_of
 
 CLASSIFICATION = ("image-classification", "text-classification")
 DEFAULTS = {
@@ -247,17 +248,9 @@ class _TranscriptMetrics:
         self.loaded, self.processor = loaded, processor
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        # A tokenizer for CTC takes a letter that is written twice in a row for one that is heard for two frames.
-        apart = {"group_tokens": False} if isinstance(tokenizer, Wav2Vec2CTCTokenizer) else {}
-        predictions = self._read(tokenizer, _first(prediction.predictions))
-        references = self._read(tokenizer, _first(prediction.label_ids), **apart)
+        predictions = texts_of(self.processor, _first(prediction.predictions))
+        references = texts_of(self.processor, _first(prediction.label_ids), labels=True)
         return _computed(self.loaded, lambda _: (predictions, references))
-
-    @staticmethod
-    def _read(tokenizer: Any, tokens: np.ndarray, **options: Any) -> list[str]:
-        tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)
-        return tokenizer.batch_decode(tokens, skip_special_tokens=True, **options)
 
 
 def _computed(loaded: dict[str, evaluate.EvaluationModule], given: Callable[[str], tuple]) -> dict[str, float]:

@@ -36,8 +36,8 @@ from hfprune.checkpoint.timm import wrap_timm
 from hfprune.errors import ModelError
 from hfprune.hub.origin import read_origin, timm_origin
 from hfprune.hub.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
-from hfprune.recipe import ModelSection
 from hfprune.processing import BUILD_ERRORS, first_line, processing_class_of
+from hfprune.recipe import ModelSection
 from hfprune.registry import did_you_mean
 from hfprune.speech.recognisers import kind_of_config
 

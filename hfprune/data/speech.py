@@ -19,7 +19,7 @@ from hfprune.errors import ConfigError, DataError, ModelError
 from hfprune.recipe import DataSection
 from hfprune.speech.audio import read_audio, resampled, seconds_of
 from hfprune.speech.normalise import code_of, normaliser
-from hfprune.speech.recognisers import Kind, frames_of, kind_of
+from hfprune.speech.recognisers import Kind, frames_of, kind_of, texts_of
 
 # Up to so many bytes of samples are decoded once and kept; beyond, recordings are decoded as they are asked for.
 KEPT_BYTES = 512 * 2**20
@@ -132,7 +132,9 @@ def prepare_speech(
     _fit(model, processor, section, kind)
     left_out: Counter[str] = Counter()
     chosen = _Chooser(section, model, processor, kind, left_out)
-    parts = [SpeechRows(chosen(part), processor.feature_extractor, model.main_input_name) for part in (train, evaluation)]
+    parts = [
+        SpeechRows(chosen(part), processor.feature_extractor, model.main_input_name) for part in (train, evaluation)
+    ]
     lines = [f"{number} {reason}" for reason, number in left_out.items()]
     for name, part in zip(("train on", "evaluate on"), parts, strict=True):
         if not len(part):
@@ -202,7 +204,7 @@ class _Chooser:
         if not text or not text.strip():
             return "without a text"
         clip.labels = self._labels(text)
-        if not normaliser(self.section.language)(self._read(clip.labels)):
+        if not normaliser(self.section.language)(texts_of(self.processor, [clip.labels], labels=True)[0]):
             return "with a text of which no word is left"
         most = self._most_seconds()
         try:
@@ -236,7 +238,9 @@ class _Chooser:
         frames = frames_of(self.model, round(seconds * self.processor.feature_extractor.sampling_rate))
         # A blank stands between two letters that are alike.
         needed = len(labels) + sum(one == other for one, other in zip(labels, labels[1:], strict=False))
-        masked = config.mask_time_length if getattr(config, "apply_spec_augment", False) and config.mask_time_prob else 0
+        masked = (
+            config.mask_time_length if getattr(config, "apply_spec_augment", False) and config.mask_time_prob else 0
+        )
         return "too short for the model or their text" if frames < max(needed, masked, 1) else None
 
     def _labels(self, text: str) -> list[int]:
@@ -244,11 +248,6 @@ class _Chooser:
         if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
             text = writable(text, tokenizer)
         return tokenizer(text).input_ids
-
-    def _read(self, labels: list[int]) -> str:
-        tokenizer = self.processor.tokenizer
-        options = {"group_tokens": False} if isinstance(tokenizer, Wav2Vec2CTCTokenizer) else {}
-        return tokenizer.decode(labels, skip_special_tokens=True, **options)
 
 
 def writable(text: str, tokenizer: Wav2Vec2CTCTokenizer) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Wav2Vec2CTCTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -47,3 +49,19 @@ def without_padding(model: nn.Module, logits: torch.Tensor, inputs: dict[str, An
     blank = torch.full((logits.shape[2],), torch.finfo(logits.dtype).min, dtype=logits.dtype, device=logits.device)
     blank[model.config.pad_token_id] = 0
     return torch.where(padding[:, :, None], blank, logits)
+
+
+def texts_of(processor: Any, tokens: np.ndarray | Sequence[Sequence[int]], *, labels: bool = False) -> list[str]:
+    """What recognisers have written, or were to write.
+
+    Args:
+        processor: the model's processor or tokenizer.
+        tokens: (batch, tokens) of a decoder, or the likeliest of each frame; negative ones are padding.
+        labels: they are labels, in which two letters that are alike are two.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    rows = [[int(token) if token >= 0 else tokenizer.pad_token_id for token in row] for row in tokens]
+    if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+        # Without special tokens it would drop the blanks first, and take two letters with a blank between for one.
+        return tokenizer.batch_decode(rows, skip_special_tokens=False, group_tokens=not labels)
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
