@@ -92,7 +92,8 @@ class Clip:
 @dataclass
 class SpeechCollator:
     """Rows to a batch: `input_values` (batch, samples) with their `attention_mask`, or `input_features` (batch, bins,
-    frames); and `labels` (batch, tokens), padded with -100.
+    frames) with the `decoder_input_ids` (batch, tokens) that go before each label; and `labels` (batch, tokens), padded
+    with -100.
 
     Attributes:
         extractor: pads what is heard.
@@ -109,15 +110,11 @@ class SpeechCollator:
         skipped = int(self.start is not None and all(row["labels"][0] == self.start for row in rows))
         labels = [torch.tensor(row["labels"][skipped:]) for row in rows]
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        return {**heard, "labels": padded}
-
-    def decoder_inputs(self, labels: Tensor) -> dict[str, Tensor]:
-        """What a decoder is given to write `labels` (batch, tokens): the start, then the tokens that others follow."""
         if self.start is None:
-            return {}
-        shifted = labels.roll(1, dims=1)
+            return {**heard, "labels": padded}
+        shifted = padded.roll(1, dims=1)
         shifted[:, 0] = self.start
-        return {"decoder_input_ids": shifted.masked_fill(shifted < 0, self.start)}
+        return {**heard, "decoder_input_ids": shifted.masked_fill(shifted < 0, self.start), "labels": padded}
 
 
 def prepare_speech(
