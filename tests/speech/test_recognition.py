@@ -28,9 +28,9 @@ def sounds(tmp_path_factory):
     return folder
 
 
-def recipe(sounds, folder, model="small_wav2vec2", **sections):
+def recipe(sounds, folder, kind="small_wav2vec2", **sections):
     values = {
-        "model": {"name": f"hfprune.scratch_speech:{model}", "args": MODELS[model]},
+        "model": {"name": f"hfprune.scratch_speech:{kind}", "args": MODELS[kind]},
         "data": {"name": str(sounds), "task": "speech-recognition", "language": "en", "metrics": ["wer", "cer"]},
         "pruning": {"criterion": "l1", "granularity": "weight", "target": 0.5, "recovery": {"epochs": 1}},
         "training": {
@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on(sounds, tmp_path):
     [
         (
             {"training": {"generation_max_lenght": 4}},
-            r"training\.generation_max_lenght: .*did you mean 'generation_max_l",
+            r"training\.generation_max_lenght: .*did you mean 'generation_max",
         ),
         ({"training": {"predict_with_generate": False}}, r"training\.predict_with_generate: False leaves the metrics"),
         ({"training": {"generation_num_beams": 0}}, r"training\.generation_num_beams: must be at least 1"),
