@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets", "stopping"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "drop", "schedules", "methods"), 2),
-    **dict.fromkeys(("config", "strategy", "grid", "recipe"), 2),
+    **dict.fromkeys(("config", "strategy", "grid", "study", "recipe"), 2),
     **dict.fromkeys(
         ("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3
     ),
