@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hfprune.errors import ConfigError
-from hfprune.speech.audio import RATE, resampled
+from hfprune.speech.audio import resampled
 from hfprune.speech.needs import needed
 
 SLOWEST, NORMAL, FASTEST = 80, 175, 450
