@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
     **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare"), 7),
-    **dict.fromkeys(("terminal", "analysis", "remeasure"), 7),
+    **dict.fromkeys(("terminal", "analysis", "remeasure", "wild"), 7),
 }
 
 
