@@ -69,7 +69,9 @@ class Cache:
         with self._changed:
             found = self._whole(key)
             if found is None:
-                raise DataError(f"nothing was downloaded: no sound, or more than the cache holds ({human_bytes(self.size)})")
+                raise DataError(
+                    f"nothing was downloaded: no sound, or more than the cache holds ({human_bytes(self.size)})"
+                )
             self._held[key] = found.stat().st_size
             self._make_room()
             return found

@@ -22,7 +22,9 @@ MEDIA_FILES = frozenset(
 """How the names of sound and video files end; others are read where `metadata.jsonl` names them."""
 
 
-def plan_folder(folder: str | Path, language: str | None = None, name: str | None = None, limit: int | None = None) -> Plan:
+def plan_folder(
+    folder: str | Path, language: str | None = None, name: str | None = None, limit: int | None = None
+) -> Plan:
     """A plan of the recordings in a folder and its sub-folders.
 
     A transcript is `NAME.srt`, `NAME.vtt` or `NAME.txt` beside `NAME.mp4`, with its language `NAME.en-GB.srt`, or the

@@ -57,7 +57,9 @@ def plan_dataset(
     told = rows.select(range(count)).select_columns(facts)
     items = [_item(f"{args['split']}/{number}", row, args) for number, row in enumerate(told)]
     args = {key: value for key, value in args.items() if value is not None}
-    return Plan(name=name or source.rstrip("/").split("/")[-1], source="dataset", args=args, items=items).require_items()
+    return Plan(
+        name=name or source.rstrip("/").split("/")[-1], source="dataset", args=args, items=items
+    ).require_items()
 
 
 class Rows:
@@ -134,7 +136,9 @@ def _check_column(rows: Dataset, said: str | None, source: str) -> None:
 
 
 def _item(key: str, row: dict[str, Any], args: dict[str, Any]) -> PlanItem:
-    facts = {field: row[field] for field in ("category", "title", "region", "licence") if isinstance(row.get(field), str)}
+    facts = {
+        field: row[field] for field in ("category", "title", "region", "licence") if isinstance(row.get(field), str)
+    }
     language = row.get("language")
     conditions = row.get("conditions")
     return PlanItem(

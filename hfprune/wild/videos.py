@@ -66,7 +66,6 @@ class Videos:
 
     Args:
         timeout: seconds until a silent connection is given up.
-        stop: whether a download is to end, asked for while it runs.
     """
 
     def __init__(self, timeout: float = 30.0) -> None:
@@ -84,9 +83,7 @@ class Videos:
             raise Unavailable("a live stream")
         size = info.get("filesize") or info.get("filesize_approx") or 20_000 * (info.get("duration") or 0)
         manual = sorted(code for code, kinds in (info.get("subtitles") or {}).items() if code != "live_chat" and kinds)
-        return Video(
-            key, manual, sorted(info.get("automatic_captions") or {}), info.get("language"), int(size), info
-        )
+        return Video(key, manual, sorted(info.get("automatic_captions") or {}), info.get("language"), int(size), info)
 
     def reference(self, video: Video, language: str | None) -> tuple[str, str]:
         """The subtitles that people made for a video in a language, by default in that of its speech; and their own.
@@ -147,13 +144,13 @@ class Videos:
         return options
 
     def _extract(self, key: str, download: bool, cache: Cache | None = None) -> dict[str, Any]:
+        if not re.fullmatch(r"[\w-]{11}", key):
+            raise DataError(f"'{key}' is not the id of a video")
         yt_dlp = needed("yt_dlp")
         try:
             with yt_dlp.YoutubeDL(self._options(cache)) as client:
                 info = client.extract_info(address(key), download=download)
-        except yt_dlp.utils.YoutubeDLError as error:
-            raise _meaning(error) from error
-        except OSError as error:
+        except (yt_dlp.utils.YoutubeDLError, OSError) as error:
             raise _meaning(error) from error
         if not info:
             raise Unavailable("the video was removed")
