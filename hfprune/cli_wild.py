@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from hfprune.cli_study import study
 from hfprune.errors import ConfigError
 from hfprune.terminal import one_line_errors, progress, quiet_libraries
 
@@ -171,6 +172,30 @@ def run(
             number = test(plan, [*models, *(more or [])], output, settings, tell=tell)
         Console(width=None if sys.stdout.isatty() else 120).print(summary(output, number), highlight=False)
         typer.echo(f"\nsaved to {output / 'wild.sqlite'} and {plan}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or its database, wild.sqlite.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The folder of the page and the others; by default the database's.")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="A model's folder, whose card gets the section 'In the wild'.")
+    ] = None,
+) -> None:
+    """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts; a page and more."""
+    with one_line_errors():
+        quiet_libraries()
+        from hfprune.wild.reports import report as make
+
+        found = make(run, output, card)
+        Console(width=None if sys.stdout.isatty() else 140).print(found.table())
+        where = output or (run if run.is_dir() else run.parent)
+        typer.echo(f"\nsaved to {where}: {', '.join(found.files)}{f'; {card}: README.md' if card else ''}")
+
+
+app.command()(study)
 
 
 @contextmanager

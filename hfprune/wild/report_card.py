@@ -1,0 +1,107 @@
+"""The section "In the wild" of a model card: between two marks, so that it can be replaced."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfprune.checkpoint.files import write_text
+from hfprune.errors import CheckpointError
+from hfprune.hub.card import CARD_FILE, card_of
+from hfprune.report.tables import Rows, as_markdown
+from hfprune.wild.report_tables import heading, notes, ranked_rows, slice_rows, totals_rows
+
+BEGIN, END = "<!-- hfprune: in the wild -->", "<!-- hfprune: end of in the wild -->"
+_BEFORE = "\n## Limits\n"
+
+
+def write_section(folder: str | os.PathLike, data: Mapping[str, Any], folders: Mapping[str, str]) -> Path:
+    """Puts the section into a folder's README.md, or replaces the one that is there; a card is made where none is.
+
+    Args:
+        folder: a model's; where it is one of the run's pruned ones, the section is about it and the dense one, else
+            about all of them.
+        data: as `WildReport` has it.
+        folders: the run's models to their folders.
+
+    Raises:
+        CheckpointError: the folder is missing, its card can't be read or written, or has only one of the two marks.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"--card: '{folder}' is no folder of a model")
+    path = folder / CARD_FILE
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else card_of(folder)
+        write_text(path, with_section(text, section(data, _model_of(folder, folders, data))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"--card: '{path}' can't be read or written: {error}") from error
+    return path
+
+
+def with_section(card: str, text: str) -> str:
+    """A card with the section in the place of the earlier one, else before its limits, else at its end.
+
+    Raises:
+        CheckpointError: one of the marks is there without the other.
+    """
+    before, begun, rest = card.partition(BEGIN)
+    _, ended, after = (rest if begun else card).partition(END)
+    if bool(begun) != bool(ended):
+        raise CheckpointError(f"--card: the card holds only one of the marks '{BEGIN}' and '{END}': take it out")
+    if begun:
+        return f"{before}{text}{after}"
+    before, limits, after = card.rpartition(_BEFORE)
+    return f"{before.rstrip()}\n\n{text}\n{limits}{after}" if limits else f"{card.rstrip()}\n\n{text}\n"
+
+
+def section(data: Mapping[str, Any], model: str | None = None) -> str:
+    """The section with its marks: the totals, where pruning hurts most, and the slices by dimension; no transcripts.
+
+    Args:
+        data: as `WildReport` has it.
+        model: the pruned model that the card is of; all of them without.
+    """
+    totals = totals_rows(data)
+    totals = Rows(totals.columns, [row for row in totals.rows if _is_of(row[0], data["dense"], model)])
+    parts = [f"## In the wild\n\n{_plain(heading(data))}. {_METHOD}", *(_plain(note) for note in notes(data))]
+    parts.append(as_markdown(_safe(totals)))
+    worst = ranked_rows(data, model=model)
+    if worst.rows:
+        parts += ["### Where pruning hurts most", as_markdown(_safe(worst))]
+    if suspects := len(data["suspects"]):
+        parts.append(f"{suspects:,} references are suspect: the models agree with each other, and not with them.")
+    for dimension in data["dimensions"]:
+        parts += [f"### By {_plain(dimension)}", as_markdown(_safe(slice_rows(data, dimension, model)))]
+    return "\n\n".join([BEGIN, *parts, END])
+
+
+_METHOD = (
+    "Word error rates against human-made transcripts, both sides normalised. Mean, median and deviation are over items, "
+    "with 95 % bootstrap intervals; pooled is all errors by all words. An increase is pruned minus dense on the same "
+    "items, in percentage points."
+)
+
+
+def _is_of(cell: str, dense: str | None, model: str | None) -> bool:
+    return model is None or any(cell == name or cell.startswith(f"{name}, ") for name in (dense, model))
+
+
+def _model_of(folder: Path, folders: Mapping[str, str], data: Mapping[str, Any]) -> str | None:
+    """The pruned model of the run that lies in a folder; None where none does."""
+    place = folder.resolve()
+    pruned = [model for model in data["models"] if model != data["dense"]]
+    return next((model for model in pruned if folders.get(model) and Path(folders[model]).resolve() == place), None)
+
+
+def _safe(rows: Rows) -> Rows:
+    return Rows(tuple(_plain(c) for c in rows.columns), [tuple(_plain(cell) for cell in row) for row in rows.rows])
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is: no HTML, no links, no marks."""
+    return re.sub(r"([\\`*_\[\]#~])", r"\\\1", html.escape(text, quote=False))
