@@ -7,14 +7,21 @@ import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tokenizers import pre_tokenizers
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
 
+from hfprune.scratch import END
 from hfprune.speech.audio import RATE
 
 LETTERS = string.ascii_lowercase + "'"
@@ -86,9 +93,80 @@ def small_wav2vec2(
 
 
 def letter_tokenizer(letters: str) -> Wav2Vec2CTCTokenizer:
-    """A tokenizer for CTC that knows these letters, a mark between words, one for what it can't write, and the blank."""
+    """A tokenizer for CTC: the blank, a token for what it can't write, a mark between words, and these letters."""
     tokens = ["<pad>", "<unk>", "|", *dict.fromkeys(letters)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
         return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None)
+
+
+def small_whisper(
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 160,
+    encoder_layers: int = 2,
+    decoder_layers: int = 2,
+    heads: int = 4,
+    mel_bins: int = 40,
+    seconds: int = 30,
+    longest_text: int = 128,
+    dropout: float = 0.0,
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """A Whisper with random weights that writes bytes, and its processor.
+
+    It knows one language and no other task, as Whisper's English models. In a recipe it is the model
+    `hfprune.scratch_speech:small_whisper`, with these arguments under `model.args`.
+
+    Source: Radford 2022, arXiv 2212.04356.
+
+    Args:
+        hidden_size, intermediate_size: widths of the residual stream and of the feed-forward part.
+        encoder_layers, decoder_layers, heads: transformer blocks, and attention heads of each.
+        mel_bins: bands of the spectrogram that it hears.
+        seconds: how much it hears at once; whatever is shorter is padded to it.
+        longest_text: what it writes at most, in bytes and the tokens before and after them.
+        dropout: while training.
+    """
+    tokenizer = whisper_tokenizer(seconds)
+    start, end = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", END])
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=hidden_size,
+        encoder_ffn_dim=intermediate_size,
+        decoder_ffn_dim=intermediate_size,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        num_mel_bins=mel_bins,
+        max_source_positions=50 * seconds,
+        max_target_positions=longest_text,
+        dropout=dropout,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    # What Whisper's own generation looks for beside the usual.
+    model.generation_config.is_multilingual, model.generation_config.return_timestamps = False, False
+    model.generation_config.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    model.generation_config.max_length = longest_text
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins, sampling_rate=RATE, chunk_length=seconds)
+    return model, WhisperProcessor(extractor, tokenizer)
+
+
+def whisper_tokenizer(seconds: int) -> WhisperTokenizer:
+    """Whisper's tokenizer over single bytes, which can write any text, with marks of time for so many seconds."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END]
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], predict_timestamps=False)
+    marks = ["startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+    times = [f"{index / 50:.2f}" for index in range(50 * seconds + 1)]
+    tokenizer.add_tokens([f"<|{mark}|>" for mark in marks], special_tokens=True)
+    tokenizer.add_tokens([f"<|{time}|>" for time in times])
+    tokenizer.set_prefix_tokens(predict_timestamps=False)  # anew, with the tokens that were added
+    return tokenizer

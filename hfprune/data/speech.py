@@ -111,6 +111,14 @@ class SpeechCollator:
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
         return {**heard, "labels": padded}
 
+    def decoder_inputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """What a decoder is given to write `labels` (batch, tokens): the start, then the tokens that others follow."""
+        if self.start is None:
+            return {}
+        shifted = labels.roll(1, dims=1)
+        shifted[:, 0] = self.start
+        return {"decoder_input_ids": shifted.masked_fill(shifted < 0, self.start)}
+
 
 def prepare_speech(
     train: Dataset, evaluation: Dataset, section: DataSection, model: nn.Module, processor: Any
@@ -154,9 +162,8 @@ def _fit(model: nn.Module, processor: Any, section: DataSection, kind: Kind) -> 
         # A transcript that does not fit into its frames has an infinite loss, which must not reach the weights.
         config.ctc_zero_infinity = True
         if tokenizer.pad_token_id != config.pad_token_id:
-            raise ModelError(
-                f"model.name: the tokenizer's blank is token {tokenizer.pad_token_id}, the model's {config.pad_token_id}"
-            )
+            blanks = f"token {tokenizer.pad_token_id}, the model's {config.pad_token_id}"
+            raise ModelError(f"model.name: the tokenizer's blank is {blanks}")
     elif getattr(model.generation_config, "is_multilingual", False):
         if section.language is None:
             raise ConfigError("data.language: missing; a multilingual recogniser is asked for one, such as en or de")

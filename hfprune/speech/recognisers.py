@@ -39,8 +39,8 @@ def frames_of(model: nn.Module, samples: int) -> int:
 
 
 def without_padding(model: nn.Module, logits: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-    """A CTC model's logits (batch, frames, vocabulary) with the blank sure in frames that are padding: what stands there
-    is never trained, and would be read as letters."""
+    """A CTC model's logits (batch, frames, vocabulary) with nothing but the blank in frames that are padding: what
+    stands there is never trained, and would be read as letters."""
     mask = inputs.get("attention_mask")
     if mask is None or kind_of(model) != "ctc":
         return logits

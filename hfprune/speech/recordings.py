@@ -13,8 +13,10 @@ from hfprune.speech.captions import CAPTION_FILES, read_captions, text_of
 from hfprune.speech.normalise import code_of
 
 METADATA = "metadata.jsonl"
-SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".mp4", ".m4v",
-               ".mkv", ".webm", ".mov", ".avi", ".ogv", ".mpg", ".mpeg")  # fmt: skip
+SOUND_FILES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff"),
+    *(".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".ogv", ".mpg", ".mpeg"),
+)
 """How the names of recordings end, of video with sound too."""
 _TEXT_KEYS = ("text", "transcription", "sentence", "transcript")
 
