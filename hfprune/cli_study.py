@@ -33,6 +33,6 @@ def study(
         quiet_libraries()
         from hfprune.wild.study import run_study
 
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = Console(width=None if sys.stdout.isatty() else 140)
         with progress() as tell:
             run_study(loaded, console, tell)

@@ -141,14 +141,12 @@ def _under(
     samples = said.spoken()
     if kind not in ("rate", "voice"):
         samples = changed(samples, kind, level, _random(study, _CONDITION, order), voices)
-    made = _made(name, samples, said)
-    own = {} if kind in ("rate", "voice") else {kind: level_words(kind, level)}
-    return replace(made, category={"voice": "new voice"}.get(kind, kind), conditions=own | made.conditions)
+    return _made(name, samples, said, kind, f"{kind} {level_words(kind, level)}")
 
 
-def _made(name: str, samples: np.ndarray, said: Utterance) -> Made:
-    how = {"voice": said.voice, "rate": level_words("rate", said.rate)}
-    return Made(name, samples, said.text, said.language, conditions=how)
+def _made(name: str, samples: np.ndarray, said: Utterance, category: str = "clean", condition: str = "clean") -> Made:
+    how = {"condition": condition, "voice": said.voice, "rate": level_words("rate", said.rate)}
+    return Made(name, samples, said.text, said.language, category, how)
 
 
 def _long(study: Study, language: str, index: int) -> Made:
@@ -162,7 +160,8 @@ def _long(study: Study, language: str, index: int) -> Made:
         parts += [said.spoken(), np.zeros(int(PAUSE * RATE), np.float32)]
         seconds += sum(len(part) for part in parts[-2:]) / RATE
     samples = np.concatenate(parts)
-    return Made(f"{language}-long-{index:02}", samples, " ".join(texts), language, "long recording", {"voice": voice})
+    how = {"condition": "long", "voice": voice, "rate": "several"}
+    return Made(f"{language}-long-{index:02}", samples, " ".join(texts), language, "long", how)
 
 
 def _lightly_changed(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@ them breaks. Every part that is complete is taken up again."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from hfprune.recipe import Recipe, load_yaml
 from hfprune.report.tables import percent
 from hfprune.speech.corpus import training_set, wild_set
 from hfprune.strict import one_line
+from hfprune.study import Study
 from hfprune.wild.folder import plan_folder
 from hfprune.wild.made import Tell, write_recordings
 from hfprune.wild.report_card import write_section
@@ -30,7 +32,8 @@ from hfprune.wild.reports import WildReport, report
 from hfprune.wild.run import run as run_plan
 from hfprune.wild.summary import summary
 
-PLAN_FILE = "plan.json"
+SPEECH = "speech"
+STUDY_FILE, PLAN_FILE = "study.json", "plan.json"
 
 
 def run_study(recipe: Recipe, console: Console | None = None, tell: Tell | None = None) -> WildReport:
@@ -59,11 +62,14 @@ def run_study(recipe: Recipe, console: Console | None = None, tell: Tell | None 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("wild study: runs in one process; start it without a launcher")
     folder, began = Path(recipe.output.folder), time.monotonic()
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(folder / "speech/train")})})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(folder / SPEECH / "train")})})
     runs = {ratio: _pruned_recipe(recipe, ratio) for ratio in recipe.wild.ratios}
-    _check_folder(recipe, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
     with reserved(folder):
-        _make_speech(recipe, folder, console, tell)
+        _make_speech(recipe.wild, folder, console, tell)
         _train(recipe, next(iter(runs.values())), folder, console)
         for run in runs.values():
             run_recipe(run, resume=True, console=console)
@@ -95,46 +101,49 @@ def _pruned_recipe(recipe: Recipe, ratio: float) -> Recipe:
     )
 
 
-def _check_folder(recipe: Recipe, folder: Path) -> None:
-    """Refuses a folder in which another study was begun; then leaves the recipe there."""
-    path = folder / RECIPE_FILE
-    if path.is_file():
-        before = _common(Recipe.parse(load_yaml(path.read_text(encoding="utf-8"))))
-        for key, old, new in differences(before, _common(recipe)):
-            raise ConfigError(f"{key}: {new!r} now, but the study in '{folder}' was begun with {old!r}; "
-                              f"name another output.folder")  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, recipe.to_yaml())
-    except OSError as error:
-        raise CheckpointError(f"output.folder: can't write to '{folder}': {error.strerror}") from error
+def _check_same(before: Any, now: Any, folder: Path) -> None:
+    """Refuses a folder in which another study was begun, naming the first key that differs."""
+    for key, old, new in differences(before, now):
+        raise ConfigError(f"{key}: {new!r} now, but the study in '{folder}' was begun with {old!r}; "
+                          f"name another output.folder")  # fmt: skip
 
 
-def _common(recipe: Recipe) -> dict[str, Any]:
-    """What all runs of a study share."""
-    values = recipe.model_dump(mode="json", exclude={"output", "compare"})
+def _of_speech(study: Study) -> dict[str, Any]:
+    """What the recordings depend on."""
+    return {"wild": study.model_dump(mode="json", exclude={"ratios"})}
+
+
+def _of_training(recipe: Recipe) -> dict[str, Any]:
+    """What all the models of a study share."""
+    values = recipe.model_dump(mode="json", exclude={"output", "compare", "wild"})
     values["data"].pop("name")
     values["pruning"].pop("target")
-    if values["wild"] is not None:
-        values["wild"].pop("ratios")
     return values
 
 
-def _make_speech(recipe: Recipe, folder: Path, console: Console, tell: Tell) -> None:
-    study = recipe.wild
+def _make_speech(study: Study, folder: Path, console: Console, tell: Tell) -> None:
+    record = folder / STUDY_FILE
+    if record.is_file():
+        _check_same(json.loads(record.read_text(encoding="utf-8")), _of_speech(study), folder)
+    write_text(record, json.dumps(_of_speech(study), indent=2) + "\n")
     under = 1 + sum(len(levels) for levels in study.conditions.values())
     tests = len(study.languages) * (study.test * under + study.long)
     parts = {"train": (training_set, study.train + study.held_out), "wild": (wild_set, tests)}
     for name, (make, count) in parts.items():
-        write_recordings(folder / "speech" / name, make(study), count, tell)
-        console.print(f"{folder / 'speech' / name}: {count} recordings", highlight=False)
+        write_recordings(folder / SPEECH / name, make(study), count, tell)
+        console.print(f"{folder / SPEECH / name}: {count} recordings", highlight=False)
 
 
 def _train(recipe: Recipe, first: Recipe, folder: Path, console: Console) -> None:
     """The dense recogniser, unless it is there."""
+    path = folder / RECIPE_FILE
+    if path.is_file():
+        before = Recipe.parse(load_yaml(path.read_text(encoding="utf-8")))
+        _check_same(_of_training(before), _of_training(recipe), folder)
     if (folder / DENSE_FOLDER / DENSE_FILE).is_file():
         return
     job = prepare_run(recipe.model_copy(update={"pruning": first.pruning}), console)
+    write_text(path, recipe.to_yaml())
     metric = train_dense(job, resume=True)
     console.print(f"dense: {job.metrics.main} {percent(metric[job.metrics.main])} on clean speech", highlight=False)
 
@@ -143,7 +152,7 @@ def _test(folder: Path, models: list[str], console: Console, tell: Tell) -> Wild
     """The plan, the test of all models, and the report; its rows stand in the pruned models' cards too."""
     plan = folder / PLAN_FILE
     if not plan.is_file():
-        plan_folder(folder / "speech" / "wild", name="wild study").write(plan)
+        plan_folder(folder / SPEECH / "wild", name="wild study").write(plan)
     number = run_plan(plan, models, folder, tell=tell)
     found = report(folder)
     folders = read_records(folder).folders
