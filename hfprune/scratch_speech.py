@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from tokenizers import pre_tokenizers
 from transformers import (
+    GenerationConfig,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
@@ -151,10 +152,17 @@ def small_whisper(
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    # What Whisper's own generation looks for beside the usual.
-    model.generation_config.is_multilingual, model.generation_config.return_timestamps = False, False
-    model.generation_config.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
-    model.generation_config.max_length = longest_text
+    model.generation_config = GenerationConfig(
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=start,
+        max_length=longest_text,
+        # What Whisper's own generation looks for beside the usual.
+        is_multilingual=False,
+        return_timestamps=False,
+        no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+    )
     extractor = WhisperFeatureExtractor(feature_size=mel_bins, sampling_rate=RATE, chunk_length=seconds)
     return model, WhisperProcessor(extractor, tokenizer)
 
