@@ -2,13 +2,18 @@
 
 import errno
 import io
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import yt_dlp
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
 
 from hfprune.errors import DataError
+from hfprune.speech.audio import read_audio
 from hfprune.wild import run as running
+from hfprune.wild import videos
 from hfprune.wild.cache import Cache
 from hfprune.wild.plan import Plan, PlanItem
 from hfprune.wild.run import Settings, run
@@ -165,7 +170,35 @@ def test_the_sound_is_downloaded_once(site, tmp_path):
         assert path == tmp_path / "downloads" / f"{KEY}.wav" and path.stat().st_size == 40
         cache.let_go(KEY)
     assert [download for _, download in site.asked] == [False, True, False]
-    assert site.options["max_filesize"] == 100 and site.options["noplaylist"] is True
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An address on this machine where a recording lies."""
+    (recordings(tmp_path / "site", a="x") / "a.wav").rename(tmp_path / "site" / f"{KEY}.wav")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = partial(quiet, directory=tmp_path / "site")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_the_client_itself_downloads_into_the_cache_and_no_more_than_it_holds(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "address", lambda key: f"{server}{key}.wav")
+    video = Videos().look(KEY)
+    assert (video.manual, video.generated) == ([], [])
+    path = Videos().sound(video, Cache(tmp_path, 100_000))
+    assert path.name == f"{KEY}.wav" and len(read_audio(path)) == 8000
+    with pytest.raises(DataError, match="nothing was downloaded: .* more than the cache holds"):
+        Videos().sound(video, Cache(tmp_path / "small", 1_000))
+    stopped = Videos()
+    stopped.stop()
+    with pytest.raises(DataError, match="stopped"):
+        stopped.sound(video, Cache(tmp_path / "other", 100_000))
+    monkeypatch.setattr(videos, "address", lambda key: f"{server}gone.wav")
+    with pytest.raises(Unavailable, match="HTTP Error 404"):
+        Videos().look(KEY)
 
 
 def test_a_download_that_fails_leaves_nothing(site, tmp_path):
