@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.console import Console
 from hfprune.cli_study import study
 from hfprune.errors import ConfigError
 from hfprune.terminal import one_line_errors, progress, quiet_libraries
+
+if TYPE_CHECKING:
+    from hfprune.wild.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,10 +117,7 @@ def _is_folder(source: str) -> bool:
     return looks_like_path(source) and not path.suffix
 
 
-def _tell_of(made: object, output: Path) -> None:
-    from hfprune.wild.plan import Plan
-
-    assert isinstance(made, Plan)
+def _tell_of(made: Plan, output: Path) -> None:
     typer.echo(f"{output}: {len(made.testable)} items to test")
     if left := [item for item in made.items if item.reason is not None]:
         typer.echo(f"{len(left)} can't be tested and stay in the plan with the reason:")

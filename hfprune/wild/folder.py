@@ -15,10 +15,10 @@ from hfprune.speech.needs import needed
 from hfprune.wild.plan import Plan, PlanItem, choose_language
 
 METADATA = "metadata.jsonl"
-MEDIA_FILES = frozenset(
-    ".3gp .aac .aif .aiff .amr .avi .caf .flac .flv .m4a .m4v .mka .mkv .mov .mp2 .mp3 .mp4 .mpeg .mpg .oga .ogg .ogv "
-    ".opus .ts .wav .webm .wma .wmv".split()
-)
+MEDIA_FILES = {
+    *(".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
+    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"),
+}
 """How the names of sound and video files end; others are read where `metadata.jsonl` names them."""
 
 

@@ -71,7 +71,7 @@ class PlanItem(BaseModel):
 
 
 class Plan(BaseModel):
-    """A test plan, with the fields of Mi-Go's (Wojnar, Hryszko, Roman 2023, arXiv 2309.00329), whose plans are read too.
+    """A test plan, with the fields of Mi-Go's (Wojnar, Hryszko, Roman, arXiv 2309.00329), whose plans are read too.
 
     Attributes:
         name: how a report calls it.

@@ -1,4 +1,4 @@
-"""A recogniser, dense or pruned, that writes down long recordings: transformers' own pipeline, in chunks and batches."""
+"""A recogniser, dense or pruned, on long recordings: transformers' own pipeline, in chunks and batches."""
 
 from __future__ import annotations
 
@@ -80,6 +80,8 @@ class Recogniser:
             extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"'{name}' lacks its feature extractor or tokenizer: {first_line(error)}") from error
+        if tokenizer.pad_token is None:  # the pipeline's batches ask for one, though sound has none
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self._pipeline = AutomaticSpeechRecognitionPipeline(
             model=model, feature_extractor=extractor, tokenizer=tokenizer, device=self.device
         )
@@ -104,7 +106,7 @@ class Recogniser:
             begun = perf_counter()
             found = self._pipeline(heard, chunk_length_s=self.chunk, batch_size=self.batch_size, **options)
             seconds = perf_counter() - begun
-        segments = [(*piece["timestamp"], piece["text"].strip()) for piece in found.get("chunks", [])]
+        segments = [(*map(_seconds, piece["timestamp"]), piece["text"].strip()) for piece in found.get("chunks", [])]
         return Transcription(found["text"].strip(), seconds, peak.get("bytes"), segments)
 
     def _options(self, language: str | None) -> dict[str, Any]:
@@ -125,6 +127,10 @@ class Recogniser:
                     raise DataError(f"the model does not know the language '{code}'")
                 generate |= {"language": code, "task": "transcribe"}
         return options
+
+
+def _seconds(time: Any) -> float | None:
+    return None if time is None else round(float(time), 3)
 
 
 def _why_none(name: str, folder: Path) -> str:

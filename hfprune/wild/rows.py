@@ -27,8 +27,10 @@ def plan_dataset(
     name: str | None = None,
     limit: int | None = None,
 ) -> Plan:
-    """A plan of the rows of a dataset; columns `language`, `category`, `title`, `region`, `licence` and `conditions` say
-    what they say in a folder's `metadata.jsonl`.
+    """A plan of the rows of a dataset.
+
+    Columns `language`, `category`, `title`, `region`, `licence` and `conditions` say what they say in a folder's
+    `metadata.jsonl`.
 
     Args:
         source: the name on the Hub, or a path.
