@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hfprune.terminal import one_line_errors, quiet_libraries
+from hfprune.terminal import one_line_errors
 
 wild = typer.Typer(no_args_is_help=True, help="Test recognisers on real recordings, and see where pruned ones break.")
 
@@ -31,7 +31,6 @@ def report(
 ) -> None:
     """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts; a page and more."""
     with one_line_errors():
-        quiet_libraries()
         from hfprune.wild.reports import report as make
 
         found = make(run, output, card)

@@ -45,7 +45,10 @@ def align(reference: str, hypotheses: Sequence[str]) -> dict[str, Any]:
     parts = [_by_word(said, text.split()[:_MOST_WORDS]) for text in hypotheses]
     columns: list[Column] = []
     for place in range(len(said) + 1):
-        extra = tuple(Cell(plain(" ".join(added[place]), _MOST_INSERTED), INSERTED) if added[place] else None for added, _ in parts)
+        extra = tuple(
+            Cell(plain(" ".join(added[place]), _MOST_INSERTED), INSERTED) if added[place] else None
+            for added, _ in parts
+        )
         if any(extra):
             columns.append(Column("", extra))
         if place < len(said):

@@ -110,7 +110,9 @@ class Records:
             (reference,) = database.execute(one, (item.number,)).fetchone()
             rows = database.execute(asked, (item.number,)).fetchall()
         wanted = {_name(model): (plain(said), plain(heard)) for model, said, heard in rows}
-        known = {model: wanted[model] for model in self.models if self.results.get((item.number, model), _NONE).measures}
+        known = {
+            model: wanted[model] for model in self.models if self.results.get((item.number, model), _NONE).measures
+        }
         normalised = next((said for said, _ in known.values() if said), "")
         return Texts(plain(reference), normalised, {model: heard for model, (_, heard) in known.items()})
 
