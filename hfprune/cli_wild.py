@@ -186,7 +186,6 @@ def report(
 ) -> None:
     """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts; a page and more."""
     with one_line_errors():
-        quiet_libraries()
         from hfprune.wild.reports import report as make
 
         found = make(run, output, card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from hfprune import __version__
 from hfprune.wild import report_tables as tables
 
 TEMPLATE = "page.html.jinja"
-MOST_ROWS = 30
-"""Slices, suspects and reasons shown; the JSON holds all."""
+MOST_ROWS, MOST_RANKED = 30, 8
+"""Suspects and reasons, and slices of each pruned model, that are shown; the JSON holds all."""
 _STEPS = (0.01, 0.03, 0.06, 0.12)
 """Increases of the mean WER from which a cell is shaded more."""
 
@@ -32,21 +33,27 @@ def render_page(data: Mapping[str, Any]) -> str:
         "points": tables.points,
         "memory": tables.memory,
         "minutes": _minutes,
+        "direction": direction,
     }
     environment.globals |= {"span": tables.span, "shade": shade}
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    shown = data["ranked"][:MOST_ROWS]
+    ranked = tables.worst_of(data, MOST_RANKED)
     return template.render(
         data=data,
         version=__version__,
         heading=tables.heading(data),
         notes=tables.notes(data),
-        ranked=shown,
-        lines=lines(shown),
+        ranked=[(entry, rows, lines(rows)) for entry, (_, rows) in zip(_pruned(data, ranked), ranked, strict=True)],
         most=MOST_ROWS,
         by_chance=_by_chance(data["ranked"]),
         unpaired={"mean": None, "median": None, "sd": None, "interval": None, "count": 0},
     )
+
+
+def _pruned(data: Mapping[str, Any], ranked: Sequence[tuple[str, Any]]) -> list[Mapping[str, Any]]:
+    """The totals of the models that are ranked."""
+    totals = {entry["model"]: entry for entry in data["totals"]["all"]}
+    return [totals[model] for model, _ in ranked]
 
 
 def shade(entry: Mapping[str, Any]) -> int:
@@ -71,6 +78,12 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"low": place(start), "mean": place(row["mean"]), "high": place(end)}
 
     return {"zero": place(0.0), "rows": [of(row) for row in rows]}
+
+
+def direction(columns: Sequence[Any]) -> str:
+    """`rtl` where most letters of the reference are written from the right, else `ltr`."""
+    turns = [unicodedata.bidirectional(letter) for column in columns for letter in column.reference]
+    return "rtl" if sum(t in ("R", "AL") for t in turns) > turns.count("L") else "ltr"
 
 
 def _by_chance(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

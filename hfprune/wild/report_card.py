@@ -13,7 +13,7 @@ from hfprune.checkpoint.files import write_text
 from hfprune.errors import CheckpointError
 from hfprune.hub.card import CARD_FILE, card_of
 from hfprune.report.tables import Rows, as_markdown
-from hfprune.wild.report_tables import heading, notes, ranked_rows, slice_rows, totals_rows
+from hfprune.wild.report_tables import MOST_RANKED, heading, notes, ranked_rows, slice_rows, totals_rows, worst_of
 
 BEGIN, END = "<!-- hfprune: in the wild -->", "<!-- hfprune: end of in the wild -->"
 _BEFORE = "\n## Limits\n"
@@ -66,17 +66,19 @@ def section(data: Mapping[str, Any], model: str | None = None) -> str:
         data: as `WildReport` has it.
         model: the pruned model that the card is of; all of them without.
     """
-    totals = totals_rows(data)
-    totals = Rows(totals.columns, [row for row in totals.rows if _is_of(row[0], data["dense"], model)])
     parts = [f"## In the wild\n\n{_plain(heading(data))}. {_METHOD}", *(_plain(note) for note in notes(data))]
-    parts.append(as_markdown(_safe(totals)))
-    worst = ranked_rows(data, model=model)
-    if worst.rows:
-        parts += ["### Where pruning hurts most", as_markdown(_safe(worst))]
+    parts.append(_table(totals_rows(data, model=model)))
     if suspects := len(data["suspects"]):
-        parts.append(f"{suspects:,} references are suspect: the models agree with each other, and not with them.")
+        parts.append(
+            f"{suspects:,} of the references are suspect: the models agree with each other, and not with them. Without "
+            "these items:"
+        )
+        parts.append(_table(totals_rows(data, "without_suspects", model)))
+    for name, rows in worst_of(data, MOST_RANKED):
+        if model in (None, name):
+            parts += [f"### Where pruning hurts {_plain(name)} most", _table(ranked_rows(rows))]
     for dimension in data["dimensions"]:
-        parts += [f"### By {_plain(dimension)}", as_markdown(_safe(slice_rows(data, dimension, model)))]
+        parts += [f"### By {_plain(dimension)}", _table(slice_rows(data, dimension, model))]
     return "\n\n".join([BEGIN, *parts, END])
 
 
@@ -87,10 +89,6 @@ _METHOD = (
 )
 
 
-def _is_of(cell: str, dense: str | None, model: str | None) -> bool:
-    return model is None or any(cell == name or cell.startswith(f"{name}, ") for name in (dense, model))
-
-
 def _model_of(folder: Path, folders: Mapping[str, str], data: Mapping[str, Any]) -> str | None:
     """The pruned model of the run that lies in a folder; None where none does."""
     place = folder.resolve()
@@ -98,8 +96,9 @@ def _model_of(folder: Path, folders: Mapping[str, str], data: Mapping[str, Any])
     return next((model for model in pruned if folders.get(model) and Path(folders[model]).resolve() == place), None)
 
 
-def _safe(rows: Rows) -> Rows:
-    return Rows(tuple(_plain(c) for c in rows.columns), [tuple(_plain(cell) for cell in row) for row in rows.rows])
+def _table(rows: Rows) -> str:
+    cells = [tuple(_plain(cell) for cell in row) for row in rows.rows]
+    return as_markdown(Rows(tuple(_plain(column) for column in rows.columns), cells))
 
 
 def _plain(text: str) -> str:

@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 
 from hfprune.report.canvas import BLUE, GREY, INK, ORANGE, drawing, sheet, short_name, write_png
 from hfprune.report.plots import PERCENT
+from hfprune.wild.report_tables import worst_of
 
 _COLORS = (GREY, BLUE, ORANGE, "#4f9d69", "#7a5ea8", "#b23a68", "#2a9d9d", "#8d6e4a")
-_MOST_PANELS, _MOST_SLICES, _MOST_RANKED, _MOST_NAME = 8, 12, 15, 34
+_MOST_PANELS, _MOST_SLICES, _MOST_RANKED, _MOST_NAME = 8, 12, 6, 34
 
 
 def wer_plot(data: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -49,28 +50,38 @@ def wer_plot(data: Mapping[str, Any], path: str | os.PathLike) -> Path:
 
 
 def increase_plot(data: Mapping[str, Any], path: str | os.PathLike) -> Path:
-    """Writes a PNG of the slices where pruning hurts most, with the intervals of the increase; those of too few items
-    are hollow. The file appears under its name only when it is complete.
+    """Writes a PNG of the slices where pruning hurts each model most, with the intervals of the increase; those of too
+    few items are hollow. The file appears under its name only when it is complete.
 
     Args:
         data: as `WildReport` has it, with more than one model.
         path: of the PNG.
     """
-    rows = data["ranked"][:_MOST_RANKED]
-    figure, axes = drawing(9.0, 1.3 + 0.36 * len(rows))
-    for place, row in enumerate(rows):
-        color = _color(data["models"].index(row["model"]))
-        low, high = row["interval"] or (row["mean"], row["mean"])
-        axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=1.8, zorder=2)
-        fill = "white" if row["few"] else color
-        axes.plot(100 * row["mean"], place, "o", color=color, markerfacecolor=fill, markersize=6, zorder=3)
+    groups = worst_of(data, _MOST_RANKED)
+    figure, axes = drawing(9.0, 1.2 + sum(0.45 + 0.3 * len(rows) for _, rows in groups))
+    names, place = {}, 0.0
+    for model, rows in groups:
+        color = _color(data["models"].index(model))
+        names[place] = _words(model)
+        for row in rows:
+            place += 1
+            low, high = row["interval"] or (row["mean"], row["mean"])
+            axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=1.8, zorder=2)
+            fill = "white" if row["few"] else color
+            axes.plot(100 * row["mean"], place, "o", color=color, markerfacecolor=fill, markersize=6, zorder=3)
+            names[place] = short_name(f"{row['dimension']}: {row['slice']}", 2 * _MOST_NAME)
+        place += 1.5
     axes.axvline(0, color=GREY, linewidth=1.0, linestyle=":")
-    names = [f"{_words(row['dimension'] + ': ' + row['slice'])}   {_words(row['model'])}" for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(list(names), list(names.values()), fontsize=8.5, parse_math=False)
+    for label, name in zip(axes.get_yticklabels(), names.values(), strict=True):
+        if name in {_words(model) for model, _ in groups}:
+            label.set_fontweight("bold")
+    axes.set_ylim(place - 0.8, -0.8)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8, zorder=0)
-    axes.set_xlabel("increase of the word error rate, percentage points")
+    axes.set_xlabel(
+        f"increase of the word error rate over {_words(data['dense'])}, percentage points", parse_math=False
+    )
     axes.set_title("Where pruning hurts most", loc="left")
     return _written(figure, path)
 

@@ -25,8 +25,10 @@ SHARED_WORDS = 0.15
 """Of the distinct words of the shorter text; with fewer shared, the reference is of another language or another text."""
 REPEATED = 0.4
 """Of a reference's runs of three words: with as many that have been there before, it is taken for lyrics."""
-DISTINCT = 0.25
-"""Distinct words by words, in a reference of at least `ENOUGH` words: with fewer, it is a list of keywords."""
+DISTINCT = 0.3
+"""Distinct words by words, over runs of `RUN` words: with fewer, a reference is a list of keywords."""
+RUN = 100
+"""Words that are looked at together: in a longer text distinct words are fewer by nature."""
 SEPARATORS = 0.3
 """Commas, bars, hashes and their like by words: with more, it is a list of keywords."""
 ENOUGH = 20
@@ -49,6 +51,7 @@ THRESHOLDS = {
     "repeated": REPEATED,
     "distinct": DISTINCT,
     "separators": SEPARATORS,
+    "run_words": RUN,
     "enough_words": ENOUGH,
     "too_many": TOO_MANY,
     "too_few": TOO_FEW,
@@ -163,4 +166,10 @@ def _is_keywords(reference: str, said: Sequence[str]) -> bool:
     if len(said) < ENOUGH:
         return False
     listed = sum(letter in _SEPARATORS for letter in reference) / len(said) >= SEPARATORS
-    return listed or (len(set(said)) / len(said) <= DISTINCT and _repeated(said) < REPEATED)
+    return listed or (_distinct(said) <= DISTINCT and _repeated(said) < REPEATED)
+
+
+def _distinct(said: Sequence[str]) -> float:
+    """The mean share of distinct words in runs of `RUN` words, without a shorter one at the end."""
+    runs = [said[start : start + RUN] for start in range(0, max(1, len(said) - RUN + 1), RUN)]
+    return fmean(len(set(run)) / len(run) for run in runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -10,7 +10,7 @@ from rich.markup import escape
 from hfprune.profiling import human_bytes
 from hfprune.report.tables import UNKNOWN, Rows, as_table
 
-MOST_RANKED = 10
+MOST_RANKED = 5
 MOST_LISTED = 5
 ALL, WITHOUT = "all items", "without suspect references"
 CSV_COLUMNS = (
@@ -43,8 +43,8 @@ def with_span(value: float | None, interval: list[float] | None, signed: bool = 
     return f"{shown} ({span(interval, signed)})" if interval is not None else shown
 
 
-def totals_rows(data: Mapping[str, Any]) -> Rows:
-    """A row a model over all items, and once more without suspect references where there are any."""
+def totals_rows(data: Mapping[str, Any], which: str = "all", model: str | None = None) -> Rows:
+    """A row a model over all items, or, with `which="without_suspects"`, over those whose references are not in doubt."""
     columns = (
         "model",
         "items",
@@ -56,43 +56,51 @@ def totals_rows(data: Mapping[str, Any]) -> Rows:
         "increase, points",
         "× real time",
     )
-    rows = []
-    for words, totals in ((ALL, data["totals"]["all"]), (WITHOUT, data["totals"]["without_suspects"])):
-        for entry in totals or ():
-            paired = entry["paired"] or {"mean": None, "interval": None}
-            name = entry["model"] if data["totals"]["without_suspects"] is None else f"{entry['model']}, {words}"
-            rows.append(
-                (
-                    name,
-                    f"{entry['count']:,}",
-                    f"{entry['failures']:,}",
-                    with_span(entry["mean"], entry["interval"]),
-                    share(entry["median"]),
-                    share(entry["pooled"]),
-                    share(entry["means"]["cer"]),
-                    "dense" if entry["paired"] is None else with_span(paired["mean"], paired["interval"], signed=True),
-                    UNKNOWN if entry["real_time_factor"] is None else f"{entry['real_time_factor']:.3g}",
-                )
-            )
+    rows = [
+        (
+            entry["model"],
+            f"{entry['count']:,}",
+            f"{entry['failures']:,}",
+            with_span(entry["mean"], entry["interval"]),
+            share(entry["median"]),
+            share(entry["pooled"]),
+            share(entry["means"]["cer"]),
+            risen(entry),
+            UNKNOWN if entry["real_time_factor"] is None else f"{entry['real_time_factor']:.3g}",
+        )
+        for entry in data["totals"][which] or ()
+        if model in (None, entry["model"]) or entry["model"] == data["dense"]
+    ]
     return Rows(columns, rows)
 
 
-def ranked_rows(data: Mapping[str, Any], most: int = MOST_RANKED, model: str | None = None) -> Rows:
-    """The slices where pruning hurts most, of all pruned models or of one."""
-    entries = [row for row in data["ranked"] if model in (None, row["model"])]
-    rows = [
+def risen(entry: Mapping[str, Any]) -> str:
+    """A model's increase over the dense one with its interval, or that it is the dense one."""
+    paired = entry["paired"]
+    return "dense" if paired is None else with_span(paired["mean"], paired["interval"], signed=True)
+
+
+def worst_of(data: Mapping[str, Any], most: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Each pruned model with the slices where pruning hurts it most: the harshest would else stand for all of them."""
+    pruned = data["models"][1:]
+    found = [(model, [row for row in data["ranked"] if row["model"] == model][:most]) for model in pruned]
+    return [(model, rows) for model, rows in found if rows]
+
+
+def ranked_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Slices where pruning hurts, as `worst_of` gives them."""
+    cells = [
         (
             f"{row['dimension']}: {row['slice']}",
-            row["model"],
             f"{row['count']:,}",
             share(row["dense"]),
             share(row["pruned"]),
             with_span(row["mean"], row["interval"], signed=True),
             "too few items" if row["few"] else "above 0" if row["certain"] else "may be chance",
         )
-        for row in entries[:most]
+        for row in rows
     ]
-    return Rows(("slice", "model", "items", "dense WER", "pruned WER", "increase, points", "interval"), rows)
+    return Rows(("where it hurts most", "items", "dense WER", "pruned WER", "increase, points", "interval"), cells)
 
 
 def slice_rows(data: Mapping[str, Any], dimension: str, model: str | None = None) -> Rows:
@@ -107,7 +115,7 @@ def slice_rows(data: Mapping[str, Any], dimension: str, model: str | None = None
             share(entry["median"]),
             share(entry["sd"]),
             share(entry["pooled"]),
-            "" if entry["paired"] is None else with_span(entry["paired"]["mean"], entry["paired"]["interval"], True),
+            risen(entry),
         )
         for part in data["dimensions"][dimension]
         for entry in part["models"]
@@ -148,10 +156,10 @@ def _inert(text: str) -> str:
 def console_parts(data: Mapping[str, Any]) -> list[Any]:
     """Tables and lines for the terminal."""
     parts: list[Any] = [escape(heading(data)), as_table(_escaped(totals_rows(data)))]
-    if data["ranked"]:
-        more = len(data["ranked"]) - MOST_RANKED
-        caption = f"{more:,} more in the page" if more > 0 else None
-        parts += ["where pruning hurts most", as_table(_escaped(ranked_rows(data)), caption)]
+    if data["totals"]["without_suspects"]:
+        parts += [WITHOUT, as_table(_escaped(totals_rows(data, "without_suspects")))]
+    for model, rows in worst_of(data, MOST_RANKED):
+        parts += [escape(f"{model}, beside {data['dense']}"), as_table(_escaped(ranked_rows(rows)))]
     return parts + [escape(line) for line in [*notes(data), *_suspect_lines(data), *_failure_lines(data)]]
 
 

@@ -23,14 +23,14 @@ from hfprune.wild.report_plots import increase_plot, wer_plot
 from hfprune.wild.report_records import MEASURES, Item, Records, read_records
 from hfprune.wild.report_slices import FEW, LEVEL, increase, ranked, slices_of, summary
 from hfprune.wild.report_suspects import THRESHOLDS, Suspect, suspects, witnesses
-from hfprune.wild.report_tables import CSV_COLUMNS, console_parts, csv_rows
+from hfprune.wild.report_tables import CSV_COLUMNS, console_parts, csv_rows, worst_of
 
 FORMAT_VERSION = 1
 SAMPLES = 2000
 PAGE, VALUES, TABLE = "wild_report.html", "wild_report.json", "wild_report.csv"
 WER_PICTURE, INCREASE_PICTURE = "wild_wer.png", "wild_increase.png"
-MOST_SHOWN = 12
-"""Slices whose worst items are shown with their transcripts."""
+MOST_SHOWN = 4
+"""Slices of each pruned model whose worst items are shown with their transcripts."""
 WORST = 3
 """Items of each of them."""
 
@@ -123,7 +123,7 @@ def _data(records: Records, samples: int, seed: int) -> dict[str, Any]:
     }
     rows = ranked(dimensions)
     members = {(part.dimension, part.name): part.items for parts in slices.values() for part in parts}
-    return {
+    data = {
         "format_version": FORMAT_VERSION,
         "plans": list(records.plans),
         "models": list(records.models),
@@ -136,13 +136,16 @@ def _data(records: Records, samples: int, seed: int) -> dict[str, Any]:
             "without_suspects": _totals(records, clean, samples, seed) if doubted else None,
         },
         "dimensions": dimensions,
-        "worst": _worst(records, rows[:MOST_SHOWN], members, names),
         "ranked": rows,
+        "worst": [],
         "suspects": [_suspect_row(records, suspect) for suspect in doubted],
         "witnesses": list(witnesses(records)),
         "thresholds": THRESHOLDS,
         "failures": _failures(records),
     }
+    shown = [row for _, part in worst_of(data, MOST_SHOWN) for row in part]
+    data["worst"] = _worst(records, shown, members, names)
+    return data
 
 
 def _totals(records: Records, items: Sequence[Item], samples: int, seed: int) -> list[dict[str, Any]]:
