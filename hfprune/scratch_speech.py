@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hfprune.scratch import END
+from hfprune.errors import ConfigError
 from hfprune.speech.audio import RATE
 
 LETTERS = string.ascii_lowercase + "'"
@@ -59,12 +60,17 @@ def small_wav2vec2(
         letters: what it can write beside spaces; texts are written in the case that they know.
         stable_layer_norm: norms before the parts of a block, as in the large models.
         dropout: while training, wherever the architecture has some.
+
+    Raises:
+        ConfigError: the numbers of kernels and strides differ.
     """
+    kernels, strides = kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2]
+    if len(kernels) != len(strides):
+        raise ConfigError(f"model.args.strides: {len(kernels)} kernels need as many strides, not {len(strides)}")
     processor = Wav2Vec2Processor(
         feature_extractor=Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True, do_normalize=True),
         tokenizer=letter_tokenizer(letters),
     )
-    kernels, strides = kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2]
     rates = ("hidden", "activation", "attention", "feat_proj", "final")
     config = Wav2Vec2Config(
         vocab_size=len(processor.tokenizer),
