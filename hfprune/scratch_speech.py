@@ -177,7 +177,7 @@ def whisper_tokenizer(seconds: int) -> WhisperTokenizer:
     """Whisper's tokenizer over single bytes, which can write any text, with marks of time for so many seconds."""
     letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), END]
     vocabulary = {letter: index for index, letter in enumerate(letters)}
-    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], predict_timestamps=False)
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], pad_token=END, predict_timestamps=False)
     marks = ["startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
     times = [f"{index / 50:.2f}" for index in range(50 * seconds + 1)]
     tokenizer.add_tokens([f"<|{mark}|>" for mark in marks], special_tokens=True)

@@ -63,15 +63,10 @@ class PreparedData:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def example(self, batch_size: int = 1) -> dict[str, torch.Tensor]:
-        """A batch of the evaluation data without its labels; rows repeat where there are fewer than asked for.
-
-        A decoder that writes what it hears is given what there was to write.
-        """
+        """A batch of the evaluation data without its labels; rows repeat where there are fewer than asked for."""
         rows = [self.evaluation[index % len(self.evaluation)] for index in range(batch_size)]
         batch = self.collator(rows)
-        written = getattr(self.collator, "decoder_inputs", None)
-        extra = written(batch["labels"]) if written is not None else {}
-        return {**{key: value for key, value in batch.items() if key != "labels"}, **extra}
+        return {key: value for key, value in batch.items() if key != "labels"}
 
 
 def open_data(section: DataSection, seed: int) -> RawData:
