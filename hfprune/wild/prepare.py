@@ -107,13 +107,16 @@ class Preparer:
             return address(item.key)
         return str(Path(self._plan.args["folder"]) / item.key) if self._plan.source == "folder" else None
 
-    def close(self) -> None:
-        """Ends downloads, and deletes what was downloaded where that is wanted."""
+    def stop(self) -> None:
+        """Ends downloads that threads are at or wait for."""
         if self._videos is not None and self._cache is not None:
             self._videos.stop()
             self._cache.close()
-            if self._delete:
-                self._cache.delete()
+
+    def clear(self) -> None:
+        """Deletes what was downloaded, where that is wanted."""
+        if self._cache is not None and self._delete:
+            self._cache.delete()
 
     def _reference(self, text: str, language: str | None) -> Prepared:
         if self._language and language and code_of(language) != code_of(self._language):

@@ -217,7 +217,7 @@ class _Runner:
         self, todo: list[tuple[PlanItem, list[str]]], preparer: Preparer
     ) -> Iterator[tuple[PlanItem, list[str], Future]]:
         """Items as they get ready; so many threads fetch and decode while the models are at work."""
-        with _threads(self.settings.workers, preparer.close) as pool:
+        with _threads(self.settings.workers, preparer.stop, preparer.clear) as pool:
             waiting: dict[Future, tuple[PlanItem, list[str]]] = {}
             coming = iter(todo)
 
@@ -295,8 +295,8 @@ class _Runner:
 
 
 @contextmanager
-def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block, without beginning what waits."""
+def _threads(count: int, stop: Callable[[], None], clear: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are told to stop when the block ends, begin nothing that waits, and have ended when it clears."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="hfprune-wild")
     try:
         yield pool
@@ -304,6 +304,7 @@ def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecuto
         pool.shutdown(wait=False, cancel_futures=True)
         stop()
         pool.shutdown(wait=True)
+        clear()
 
 
 def reason_of(error: BaseException) -> str:
