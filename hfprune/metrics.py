@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,17 @@ from hfprune.config import shrinks
 from hfprune.errors import ConfigError, NotReachable
 from hfprune.hub.reach import fetch
 from hfprune.registry import Registry, did_you_mean
+from hfprune.speech.measures import Measures, measure_texts
+from hfprune.speech.normalise import LETTERS, code_of, normaliser
+from hfprune.speech.recognisers import texts_of
 
 CLASSIFICATION = ("image-classification", "text-classification")
-DEFAULTS = {"image-classification": "accuracy", "text-classification": "accuracy", "causal-lm": "perplexity"}
+DEFAULTS = {
+    "image-classification": "accuracy",
+    "text-classification": "accuracy",
+    "causal-lm": "perplexity",
+    "speech-recognition": "wer",
+}
 metrics: Registry[type[evaluate.Metric]] = Registry("metric")
 
 
@@ -41,6 +49,12 @@ class Metrics:
     preprocess_logits: Callable[[Any, Any], Tensor]
     main: str
     greater_is_better: bool
+
+    def read_by(self, processing_class: Any) -> Metrics:
+        """The same, of a model whose answers this tokenizer or processor reads; only transcripts are read."""
+        if not isinstance(self.compute, _TranscriptMetrics):
+            return self
+        return replace(self, compute=_TranscriptMetrics(self.compute.loaded, processing_class))
 
 
 class LocalMetric(evaluate.Metric):
@@ -117,12 +131,50 @@ class TokenAccuracy(LocalMetric):
         return {"token_accuracy": math.fsum(predictions) / math.fsum(references)}
 
 
-def metrics_for(names: list[str] | None, task: str) -> Metrics:
+class TranscriptMetric(LocalMetric):
+    """A metric of transcripts: both sides are written alike by Whisper's rules for the language, then compared.
+
+    `predictions` are transcripts, `references` what was said.
+    """
+
+    tasks = ("speech-recognition",)
+    greater_is_better = False
+    dtype = "string"
+
+    def __init__(self, language: str | None = None, **options: Any):
+        super().__init__(**options)
+        self.language = language
+
+    def measures(self, predictions: list[str], references: list[str], language: str | None) -> Measures:
+        normalise = normaliser(language)
+        return measure_texts([normalise(text) for text in references], [normalise(text) for text in predictions])
+
+
+@metrics.register("wer")
+class WordErrorRate(TranscriptMetric):
+    """Substituted, deleted and inserted words, as a fraction of the words that were said; it may exceed 1."""
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"wer": self.measures(predictions, references, self.language).wer}
+
+
+@metrics.register("cer")
+class CharacterErrorRate(TranscriptMetric):
+    """Substituted, deleted and inserted characters, as a fraction of those that were said; it may exceed 1."""
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        # The rules for languages without spaces put one after every letter, which would be counted here.
+        language = None if code_of(self.language) in LETTERS else self.language
+        return {"cer": self.measures(predictions, references, language).cer}
+
+
+def metrics_for(names: list[str] | None, task: str, language: str | None = None) -> Metrics:
     """What the recipe measures.
 
     Args:
         names: registered metrics, or names on the Hub that `evaluate.load` knows; the first is the main one.
-        task: `image-classification`, `text-classification` or `causal-lm`.
+        task: `image-classification`, `text-classification`, `causal-lm` or `speech-recognition`.
+        language: of speech.
 
     Raises:
         ConfigError: a metric that is of another task.
@@ -130,11 +182,13 @@ def metrics_for(names: list[str] | None, task: str) -> Metrics:
     """
     names = names or [DEFAULTS[task]]
     # A script, or a metric of someone's own on the Hub, goes by its last name, under which it gives its value.
-    loaded = {Path(name).stem: _load(name, task) for name in names}
+    loaded = {Path(name).stem: _load(name, task, language) for name in names}
     main, first = next(iter(loaded.items()))
     grows = first.greater_is_better if isinstance(first, LocalMetric) else not shrinks(main)
     if task == "causal-lm":
         return Metrics(_TokenMetrics(loaded), token_sums, main, grows)
+    if task == "speech-recognition":
+        return Metrics(_TranscriptMetrics(loaded), predicted_tokens, main, grows)
     return Metrics(_ClassMetrics(loaded), predicted_classes, main, grows)
 
 
@@ -142,6 +196,13 @@ def predicted_classes(logits: Any, labels: Any) -> Tensor:
     """The class of the largest logit: (batch, classes) to (batch,)."""
     logits = logits[0] if isinstance(logits, tuple | list) else logits
     return logits.argmax(-1)
+
+
+def predicted_tokens(logits: Any, labels: Any) -> Tensor:
+    """The tokens that a recogniser writes: generated ones as they are, or the likeliest of each frame, from logits
+    (batch, frames, vocabulary) to (batch, frames)."""
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    return logits.argmax(-1) if logits.is_floating_point() else logits
 
 
 def token_sums(logits: Any, labels: Tensor) -> Tensor:
@@ -182,6 +243,16 @@ class _TokenMetrics:
         return _computed(self.loaded, lambda name: (columns[name], sums[:, 1]))
 
 
+class _TranscriptMetrics:
+    def __init__(self, loaded: dict[str, evaluate.EvaluationModule], processor: Any = None):
+        self.loaded, self.processor = loaded, processor
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        predictions = texts_of(self.processor, _first(prediction.predictions))
+        references = texts_of(self.processor, _first(prediction.label_ids), labels=True)
+        return _computed(self.loaded, lambda _: (predictions, references))
+
+
 def _computed(loaded: dict[str, evaluate.EvaluationModule], given: Callable[[str], tuple]) -> dict[str, float]:
     results: dict[str, float] = {}
     for name, metric in loaded.items():
@@ -197,10 +268,10 @@ def _first(values: Any) -> np.ndarray:
     return np.asarray(values[0] if isinstance(values, tuple | list) else values)
 
 
-def _load(name: str, task: str) -> evaluate.EvaluationModule:
+def _load(name: str, task: str, language: str | None) -> evaluate.EvaluationModule:
     known = [entry for entry in metrics if task in metrics[entry].tasks]
     if name in known:
-        return metrics[name]()
+        return metrics[name](language=language) if task == "speech-recognition" else metrics[name]()
     if name in metrics or task == "causal-lm":
         raise ConfigError(f"data.metrics: '{name}' is no metric for {task}; {did_you_mean(name, known)}")
     if not Path(name).exists():

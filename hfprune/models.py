@@ -20,11 +20,12 @@ import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForCTC,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperForImageClassification,
 )
@@ -35,16 +36,19 @@ from hfprune.checkpoint.timm import wrap_timm
 from hfprune.errors import ModelError
 from hfprune.hub.origin import read_origin, timm_origin
 from hfprune.hub.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
+from hfprune.processing import BUILD_ERRORS, first_line, processing_class_of
 from hfprune.recipe import ModelSection
 from hfprune.registry import did_you_mean
+from hfprune.speech.recognisers import kind_of_config
 
 AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
     "text-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
 }
-# What constructors raise for arguments that make no model.
-BUILD_ERRORS = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, ZeroDivisionError)
+
+# What older checkpoints lack and only training with masked sound looks at.
+UNUSED = ".masked_spec_embed"
 
 
 @dataclass
@@ -53,7 +57,8 @@ class LoadedModel:
 
     Attributes:
         model: the module, in evaluation mode.
-        processing_class: the tokenizer or image processor; None for timm, whose config says it all, and own modules.
+        processing_class: the tokenizer, the image processor or, of a recogniser, the processor; None for timm, whose
+            config says it all, and own modules.
         base_model: the Hub id whose weights were loaded, else None.
         origin: licence, languages, data and base model of the weights that were loaded, as far as they are known.
         maker: for a function of one's own: `import` and `call`, by which the same module is made again.
@@ -71,7 +76,7 @@ def load_model(section: ModelSection, task: str, labels: list[str] | None) -> Lo
 
     Args:
         section: the recipe's `model:`.
-        task: `image-classification`, `text-classification` or `causal-lm`.
+        task: of the recipe.
         labels: the names of the classes, None where the task has none.
 
     Raises:
@@ -222,7 +227,6 @@ def _from_files(
 
 
 def _from_transformers(folder: Path, section: ModelSection, task: str, labels: list[str] | None) -> LoadedModel:
-    auto = AUTO_CLASSES[task]
     overrides = dict(section.args)
     dtype = overrides.pop("dtype", "float32")
     try:
@@ -234,11 +238,12 @@ def _from_transformers(folder: Path, section: ModelSection, task: str, labels: l
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"model.name: '{section.name}' has no readable config: {_first_line(error)}") from error
+        raise ModelError(f"model.name: '{section.name}' has no readable config: {first_line(error)}") from error
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
+    auto = AUTO_CLASSES[task] if task in AUTO_CLASSES else _recogniser_class(config, section)
     processing_class = processing_class_of(folder, section, task)
     if task == "text-classification" and config.get_text_config().pad_token_id is None:
         config.pad_token_id = processing_class.pad_token_id
@@ -250,8 +255,15 @@ def _from_transformers(folder: Path, section: ModelSection, task: str, labels: l
         )
     except (*BUILD_ERRORS, OSError) as error:
         raise ModelError(_build_error(error, section)) from error
-    _refuse_new_tensors(model, info, section, has_head=labels is not None)
+    _refuse_new_tensors(model, info, section, has_head=labels is not None or auto is AutoModelForCTC)
     return LoadedModel(model, processing_class)
+
+
+def _recogniser_class(config: PreTrainedConfig, section: ModelSection) -> Any:
+    kind = kind_of_config(config)
+    if kind is None:
+        raise ModelError(f"model.name: '{section.name}' is a {config.model_type} model, which is no recogniser")
+    return AutoModelForSpeechSeq2Seq if kind == "seq2seq" else AutoModelForCTC
 
 
 def _refuse_new_tensors(model: PreTrainedModel, info: dict[str, Any], section: ModelSection, has_head: bool) -> None:
@@ -261,30 +273,13 @@ def _refuse_new_tensors(model: PreTrainedModel, info: dict[str, Any], section: M
     # A wrapped timm model lies under the base prefix as a whole, its head included; timm's own loader changes heads.
     head = has_head and model.base_model is not model and not isinstance(model, TimmWrapperForImageClassification)
     new = sorted(key for key in {*info["missing_keys"], *changed} if not head or key.startswith(base))
+    new = [key for key in new if not key.endswith(UNUSED)]
     if new:
         rest = f" and {len(new) - 3} more" if len(new) > 3 else ""
         raise ModelError(
             f"model.name: '{section.name}' lacks tensors of {type(model).__name__}, or has them in another shape: "
             f"{', '.join(new[:3])}{rest}; nothing but a classification head is drawn anew"
         )
-
-
-def processing_class_of(folder: Path, section: ModelSection, task: str) -> Any:
-    """The tokenizer, which text needs; or the image processor, where there is one that is saved on its own."""
-    if task == "image-classification":
-        if not (folder / "preprocessor_config.json").is_file():
-            return None
-        return AutoImageProcessor.from_pretrained(folder)
-    # Without a vocabulary AutoTokenizer answers with an empty tokenizer, for which every word is unknown.
-    if not any(next(folder.glob(pattern), None) for pattern in ("tokenizer*", "vocab*", "*.model", "tekken.json")):
-        raise ModelError(f"model.name: '{section.name}' has no tokenizer; save the model's own beside it")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, *BUILD_ERRORS) as error:
-        raise ModelError(f"model.name: '{section.name}' has no readable tokenizer: {_first_line(error)}") from error
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _from_function(section: ModelSection, labels: list[str] | None) -> LoadedModel:
@@ -367,7 +362,7 @@ def _build_error(error: Exception, section: ModelSection) -> str:
     if match and match[2] in section.args:
         return f"model.args.{match[2]}: {section.name} doesn't take it{_argument_hint(match[1], match[2], error)}"
     what = f" with {section.args}" if section.args else ""
-    return f"model: '{section.name}' can't be built{what}: {_first_line(error)}"
+    return f"model: '{section.name}' can't be built{what}: {first_line(error)}"
 
 
 def _argument_hint(class_name: str | None, key: str, error: Exception) -> str:
@@ -386,8 +381,3 @@ def _nearest(name: str, known: Any) -> str:
     known = list(known)
     hint = did_you_mean(name, known)
     return "nothing is named like it" if hint.startswith("known:") and len(known) > 30 else hint
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:400] if lines else type(error).__name__

@@ -93,7 +93,7 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console | None = None)
     if resume and all((folder / name).is_file() for name in (REPORT_FILE, RECIPE_FILE, "config.json")):
         report = ended_run(recipe, folder)
         # The arguments say on what to run, and with that which of several processes this one is.
-        if training_arguments(recipe.output.folder, recipe.training).process_index == 0:
+        if training_arguments(recipe.output.folder, recipe.training, task=recipe.data.task).process_index == 0:
             _show(report, console, folder, ended=True)
             _push(recipe, console)
         return report
@@ -144,7 +144,7 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
         raise ConfigError(f"output.folder: '{folder}' is a file; name a folder")
     if recipe.output.template is not None:
         check_template(recipe.output.template)
-    metrics = metrics_for(recipe.data.metrics, recipe.data.task)
+    metrics = metrics_for(recipe.data.metrics, recipe.data.task, recipe.data.language)
     arguments = _arguments(recipe, metrics)
     check_world(arguments)
     if recipe.baseline is not None:
@@ -153,6 +153,9 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
     set_seed(arguments.seed)
     loaded = load_model(recipe.model, recipe.data.task, raw.labels)
     data = prepare(raw, loaded.model, loaded.processing_class, arguments.seed)
+    metrics = metrics.read_by(loaded.processing_class)
+    if "left_out" in data.facts and PartialState().is_main_process:
+        (console or Console()).print(data.facts["left_out"], markup=False, highlight=False)
     check_watched(recipe, metrics)
     # Arguments are made right before their trainer: accelerate knows one precision at a time.
     if recipe.baseline is not None:
@@ -174,7 +177,7 @@ def prepare_run(recipe: Recipe, console: Console | None = None) -> Job:
 
 
 def _arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
-    watched = {"metric": measured.main, "greater_is_better": measured.greater_is_better}
+    watched = _watched(recipe, measured)
     arguments = training_arguments(recipe.output.folder, recipe.training, **watched)
     output = recipe.output
     # Where to push; Trainer itself pushes nothing.
@@ -183,8 +186,12 @@ def _arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
     return arguments
 
 
+def _watched(recipe: Recipe, measured: Metrics) -> dict[str, Any]:
+    return {"metric": measured.main, "greater_is_better": measured.greater_is_better, "task": recipe.data.task}
+
+
 def _dense_arguments(recipe: Recipe, measured: Metrics) -> TrainingArguments:
-    watched = {"metric": measured.main, "greater_is_better": measured.greater_is_better}
+    watched = _watched(recipe, measured)
     folder = str(Path(recipe.output.folder) / DENSE_FOLDER)
     return training_arguments(folder, recipe.training, recipe.baseline, **watched)
 

@@ -15,7 +15,7 @@ from hfprune.grid import Grid
 from hfprune.secrets import key_of_token
 from hfprune.strict import StrictModel, one_line
 
-Task = Literal["image-classification", "text-classification", "causal-lm"]
+Task = Literal["image-classification", "text-classification", "causal-lm", "speech-recognition"]
 Name = Annotated[str, Field(min_length=1)]
 Pixels = Annotated[int, Field(ge=1)]
 
@@ -58,19 +58,24 @@ class DataSection(StrictModel):
     """Which data.
 
     Attributes:
-        name: `digits` or `python_docs` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv
-            or text file or a folder of them, or the name of a dataset on the Hub.
-        task: `image-classification`, `text-classification` or `causal-lm`.
+        name: `digits` or `python_docs` (embedded), a folder of images with one sub-folder a class, a folder of
+            recordings with transcripts beside them, a parquet, json, csv or text file or a folder of them, or the name
+            of a dataset on the Hub.
+        task: `image-classification`, `text-classification`, `causal-lm` or `speech-recognition`.
         config: the dataset's configuration, for those that have several.
         train_split, eval_split: the splits used; by default train, and the first of test, validation.
         eval_fraction: the part of the training split held out where there is no split to evaluate on.
-        image_column, label_column, text_columns: by default found by type and by usual names.
+        image_column, audio_column, label_column, text_columns: by default found by type and by usual names.
         image_size: height and width in pixels; by default what the model takes.
         mean, std: normalisation, one value a channel; by default the model's own.
         augment: random shifts and crops (and mirror images, except for digits) while training.
         max_length: tokens a text for classification; block_size: tokens a sequence for causal-lm.
+        language: of speech, a code such as `en` or `de-AT`: chooses transcripts, Whisper's prompt, and by which rules
+            texts are written alike before they are compared.
+        max_seconds: recordings that are longer are left out of speech.
         train_samples, eval_samples: use only so many, drawn by the seed.
-        metrics: what is measured; by default accuracy for classification, perplexity for causal-lm.
+        metrics: what is measured; by default accuracy for classification, perplexity for causal-lm, wer for
+            speech-recognition.
     """
 
     name: Name
@@ -80,6 +85,7 @@ class DataSection(StrictModel):
     eval_split: str | None = None
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     image_column: str | None = None
+    audio_column: str | None = None
     label_column: str | None = None
     text_columns: list[str] | None = None
     image_size: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = None
@@ -88,6 +94,8 @@ class DataSection(StrictModel):
     augment: bool = True
     max_length: Annotated[int, Field(ge=1)] = 128
     block_size: Annotated[int, Field(ge=2)] = 256
+    language: Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")] | None = None
+    max_seconds: Annotated[float, Field(gt=0)] = 30.0
     train_samples: Annotated[int, Field(ge=1)] | None = None
     eval_samples: Annotated[int, Field(ge=1)] | None = None
     metrics: list[str] | None = None

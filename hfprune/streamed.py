@@ -19,7 +19,7 @@ from hfprune.data import open_data, prepare
 from hfprune.errors import ConfigError
 from hfprune.folders import reserved
 from hfprune.hub.card import RECIPE_FILE
-from hfprune.models import processing_class_of
+from hfprune.processing import processing_class_of
 from hfprune.profiling import human_bytes
 from hfprune.recipe import Recipe
 from hfprune.streaming import StreamReport, prune_checkpoint
@@ -90,7 +90,7 @@ def _batches(recipe: Recipe) -> Any:
     criterion = create(config.criterion_name, config.criterion_parameters)
     if not (criterion.needs_data or criterion.layerwise):
         return None
-    arguments = training_arguments(recipe.output.folder, recipe.training)
+    arguments = training_arguments(recipe.output.folder, recipe.training, task=recipe.data.task)
     raw = open_data(recipe.data, arguments.seed)
     source = Source.open(Path(recipe.model.name).expanduser())
     tokens = processing_class_of(source.folder, recipe.model, recipe.data.task)

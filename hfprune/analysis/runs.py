@@ -93,7 +93,7 @@ def trainer_of(job: Job, dense: nn.Module, cell: Cell, folder: Path, updates: in
     set_seed(cell.seed)
     metrics, values = job.metrics, job.recipe.training | {"seed": cell.seed}
     watched = {"metric": metrics.main, "greater_is_better": metrics.greater_is_better}
-    arguments = training_arguments(str(folder), values, **watched)
+    arguments = training_arguments(str(folder), values, **watched, task=job.recipe.data.task)
     loaded = replace(job.loaded, model=copy.deepcopy(dense))
     return make_trainer(loaded, job.data, metrics, arguments, pruning, kind=GridTrainer)
 

@@ -75,7 +75,7 @@ def open_setting(
     torch.manual_seed(seed)  # a model without weights is drawn as a run of the recipe draws it
     if wanted is None:
         return Setting(_alone(section))
-    measured = metrics_for(wanted.metrics, wanted.task)
+    measured = metrics_for(wanted.metrics, wanted.task, wanted.language)
     raw = open_data(wanted, seed)
     loaded = load_model(section, wanted.task, raw.labels)
     prepared = prepare(raw, loaded.model, loaded.processing_class, seed)

@@ -248,7 +248,7 @@ class _Work:
         job = self.job
         brief = {"max_steps": _TIMED_STEPS, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no"}
         with TemporaryDirectory() as folder:
-            arguments = training_arguments(folder, job.recipe.training | brief)
+            arguments = training_arguments(folder, job.recipe.training | brief, task=job.recipe.data.task)
             loaded = replace(job.loaded, model=copy.deepcopy(job.model))
             trainer = make_trainer(loaded, job.data, job.metrics, arguments)
             trainer.remove_callback(PhaseProgress)

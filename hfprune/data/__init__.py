@@ -14,6 +14,7 @@ from torch import nn
 from hfprune.data.columns import encode_labels, named_columns, unlabelled
 from hfprune.data.images import prepare_images
 from hfprune.data.sources import is_lines, open_splits
+from hfprune.data.speech import prepare_speech
 from hfprune.data.text import prepare_blocks, prepare_texts
 from hfprune.errors import ConfigError, DataError
 from hfprune.recipe import DataSection
@@ -26,11 +27,11 @@ __all__ = ["PreparedData", "RawData", "open_data", "prepare"]
 
 @dataclass
 class RawData:
-    """Data as its source gives it, its columns named `image` or `text` (and `text_pair`), and `label`.
+    """Data as its source gives it, its columns named `image`, `audio` or `text` (and `text_pair`), and `label`.
 
     Attributes:
         train, evaluation: the two splits.
-        labels: the names of the classes; None for causal-lm.
+        labels: the names of the classes; None where there are none, as for causal-lm.
         task: of the recipe.
         section: the recipe's `data:`.
         lines: whether the rows are lines of one running text.
@@ -50,9 +51,10 @@ class PreparedData:
 
     Attributes:
         train, evaluation: indexed datasets whose rows are dicts.
-        collator: rows to a batch: `pixel_values`, `labels`; `input_ids`, `attention_mask`, `labels`; or `input_ids`,
-            `labels`.
-        facts: how the data was brought into shape: image size, channels, mean and std, or block size.
+        collator: rows to a batch: `pixel_values`, `labels`; `input_ids`, `attention_mask`, `labels`; `input_ids`,
+            `labels`; or `input_values` or `input_features`, `labels`.
+        facts: how the data was brought into shape: image size, channels, mean and std, block size, or sampling rate;
+            and `left_out`, a line on what could not be used.
     """
 
     train: Any
@@ -86,7 +88,7 @@ def open_data(section: DataSection, seed: int) -> RawData:
     evaluation = _evaluation(splits, section, columns)
     parts = [_renamed(part, columns, section) for part in ([train] if evaluation is None else [train, evaluation])]
     labels = None
-    if section.task != "causal-lm":
+    if section.task in ("image-classification", "text-classification"):
         parts, labels = encode_labels(parts, section)
     if len(parts) == 1:
         parts = _hold_out(parts[0], section.eval_fraction, seed, lines)
@@ -109,7 +111,7 @@ def prepare(raw: RawData, model: nn.Module, processing_class: Any, seed: int) ->
     Args:
         raw: from `open_data`.
         model: says image size, channels and normalisation.
-        processing_class: the tokenizer, for text; the image processor, where there is one.
+        processing_class: the tokenizer, for text; the processor, for speech; the image processor, where there is one.
         seed: of the random shifts.
 
     Raises:
@@ -118,6 +120,8 @@ def prepare(raw: RawData, model: nn.Module, processing_class: Any, seed: int) ->
     """
     if raw.task == "image-classification":
         return PreparedData(*prepare_images(raw.train, raw.evaluation, raw.section, model, processing_class, seed))
+    if raw.task == "speech-recognition":
+        return PreparedData(*prepare_speech(raw.train, raw.evaluation, raw.section, model, processing_class))
     if processing_class is None:
         raise ConfigError(f"data.task: {raw.task} needs a tokenizer, and the model has none")
     if raw.task == "text-classification":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from datasets import Array2D, Array3D, ClassLabel, Dataset, Image, Value
+from datasets import Array2D, Array3D, Audio, ClassLabel, Dataset, Image, Value
 
 from hfprune.data.sources import text_features
 from hfprune.errors import ConfigError, DataError
@@ -14,6 +14,8 @@ from hfprune.registry import did_you_mean
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "picture", "photo")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category", "intent")
+AUDIO_NAMES = ("audio", "speech", "sound", "recording", "clip", "file", "path", "file_name")
+TRANSCRIPT_NAMES = ("text", "transcription", "sentence", "transcript", "normalized_text")
 TEXT_NAMES = ("text", "sentence", "content", "document", "review", "story", "tweet")
 TEXT_PAIRS = (
     ("sentence1", "sentence2"),
@@ -26,12 +28,14 @@ TEXT_PAIRS = (
 
 
 def named_columns(section: DataSection, dataset: Dataset) -> dict[str, str]:
-    """The dataset's columns under the names that the rest knows: `image`, `text`, `text_pair`, `label`.
+    """The dataset's columns under the names that the rest knows: `image`, `audio`, `text`, `text_pair`, `label`.
 
     Raises:
         ConfigError: a column named in the recipe is not there, or none or several could be meant.
         DataError: labels that are no classes.
     """
+    if section.task == "speech-recognition":
+        return {_audio_column(section, dataset): "audio", _transcript_column(section, dataset): "text"}
     if section.task == "image-classification":
         found = {_image_column(section, dataset): "image"}
     else:
@@ -60,6 +64,21 @@ def _image_column(section: DataSection, dataset: Dataset) -> str:
     return _one_of(section, "image_column", "images", pictures, IMAGE_NAMES, dataset)
 
 
+def _audio_column(section: DataSection, dataset: Dataset) -> str:
+    if section.audio_column is not None:
+        return _named(section, "audio_column", section.audio_column, dataset)
+    sounds = [key for key, kind in dataset.features.items() if isinstance(kind, Audio)]
+    usual = [key for key in dataset.column_names if key.lower() in AUDIO_NAMES]
+    return _one_of(section, "audio_column", "recordings", sounds or usual, AUDIO_NAMES, dataset)
+
+
+def _transcript_column(section: DataSection, dataset: Dataset) -> str:
+    if section.text_columns is not None:
+        return _text_columns(section, dataset)[0]
+    usual = [key for key in text_features(dataset) if key.lower() in TRANSCRIPT_NAMES]
+    return _one_of(section, "text_columns", "transcripts", usual, TRANSCRIPT_NAMES, dataset)
+
+
 def _label_column(section: DataSection, dataset: Dataset, taken: list[str]) -> str:
     if section.label_column is not None:
         return _named(section, "label_column", section.label_column, dataset)
@@ -85,7 +104,7 @@ def _one_of(
 
 def _text_columns(section: DataSection, dataset: Dataset) -> list[str]:
     if section.text_columns is not None:
-        most = 1 if section.task == "causal-lm" else 2
+        most = 2 if section.task == "text-classification" else 1
         if not 1 <= len(section.text_columns) <= most:
             raise ConfigError(f"data.text_columns: {section.task} takes 1 to {most}, not {len(section.text_columns)}")
         named = [_named(section, "text_columns", value, dataset) for value in section.text_columns]

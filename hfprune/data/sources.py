@@ -22,6 +22,7 @@ from hfprune.errors import ConfigError, DataError, NotReachable
 from hfprune.hub.reach import HUB_ERRORS, fetch, looks_like_path, missing_path, not_reachable
 from hfprune.recipe import DataSection
 from hfprune.registry import did_you_mean, nearest
+from hfprune.speech.recordings import SOUND_FILES, holds_recordings, read_recordings
 
 # File name endings and the loaders of `datasets` that read them.
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
@@ -41,8 +42,12 @@ def open_splits(section: DataSection) -> dict[str, Dataset]:
     if name in builtin:
         return builtin[name]()
     path = Path(name).expanduser()
+    if path.suffix.lower() in SOUND_FILES and path.is_file():
+        raise DataError(f"data.name: '{name}' is one recording; name the folder that holds it and its transcript")
     if path.is_file():
         return _read_files({"train": [path]}, section)
+    if section.task == "speech-recognition" and path.is_dir() and holds_recordings(path):
+        return _recordings(path, section)
     if path.is_dir():
         return _open_folder(path, section)
     if looks_like_path(name) or path.suffix in LOADERS:
@@ -58,6 +63,8 @@ def is_on_hub(name: str) -> bool:
 
 def is_lines(section: DataSection) -> bool:
     """Whether the rows are the lines of a running text, whose order means something, rather than documents."""
+    if section.task == "speech-recognition":
+        return False
     path = Path(section.name).expanduser()
     if path.is_dir():
         return any(file.suffix == ".txt" for file in _data_files(path, section))
@@ -110,6 +117,21 @@ def _read_files(splits: dict[str, list[Path]], section: DataSection) -> dict[str
     except (DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise DataError(f"data.name: '{section.name}' can't be read: {_first_line(cause)}") from error
+
+
+def _recordings(folder: Path, section: DataSection) -> dict[str, Dataset]:
+    """Recordings with their transcripts; their split is what the table says, or a folder train/, test/ or validation/
+    at the top."""
+    splits: dict[str, dict[str, list]] = {}
+    for recording in read_recordings(folder, section.language):
+        top = recording.path.relative_to(folder).parts[0] if recording.path.parent != folder else ""
+        split = recording.facts.get("split") or _split_of(top) or "train"
+        rows = splits.setdefault(split, {"audio": [], "text": []})
+        rows["audio"].append({"bytes": None, "path": str(recording.path)})
+        rows["text"].append(recording.text)
+    # The storage of `datasets.Audio`, which itself wants torchcodec to be installed.
+    features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
+    return {split: Dataset.from_dict(rows, features=features) for split, rows in splits.items()}
 
 
 def _image_folders(folder: Path, section: DataSection) -> dict[str, Dataset]:

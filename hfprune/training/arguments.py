@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import DynamoBackend
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hfprune.errors import ConfigError
 from hfprune.registry import did_you_mean
@@ -54,6 +54,8 @@ _BOUNDS = {
     "adam_beta2": (0, 1),
     "adam_epsilon": (0, _UNLIMITED),
     "max_grad_norm": (0, _UNLIMITED),
+    "generation_max_length": (2, _UNLIMITED),
+    "generation_num_beams": (1, _UNLIMITED),
 }
 _OWN_KEYS = {
     "output_dir": "output.folder",
@@ -67,7 +69,12 @@ _OWN_KEYS = {
     "hub_token": "`hf auth login` or HF_TOKEN",
 }
 # The metrics of a recipe are computed once, of all predictions of an evaluation.
-_ONLY = {"batch_eval_metrics": False, "eval_do_concat_batches": True, "prediction_loss_only": False}
+_ONLY = {
+    "batch_eval_metrics": False,
+    "eval_do_concat_batches": True,
+    "prediction_loss_only": False,
+    "predict_with_generate": True,
+}
 # What TrainingArguments raise for values that they can't make sense of.
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError)
 
@@ -79,6 +86,7 @@ def training_arguments(
     *,
     metric: str | None = None,
     greater_is_better: bool | None = None,
+    task: str = "",
 ) -> TrainingArguments:
     """TrainingArguments from the recipe's `training:`, for the baseline with its own fields over them.
 
@@ -88,6 +96,7 @@ def training_arguments(
         baseline: fields that replace those of `training`; `epochs` stands for `num_train_epochs`.
         metric: what is watched unless the recipe names a `metric_for_best_model`.
         greater_is_better: whether that is to grow.
+        task: of the recipe; recognisers are evaluated by what they generate, and take fields that say how.
 
     Raises:
         ConfigError: an unknown field, with the nearest known one; a value of the wrong type; fields that do not go
@@ -95,17 +104,20 @@ def training_arguments(
     """
     values: dict[str, Any] = {**_DEFAULTS, "use_cpu": not torch.cuda.is_available()}
     keys = recipe_keys(training, baseline)
+    kind = Seq2SeqTrainingArguments if task == "speech-recognition" else TrainingArguments
+    if kind is Seq2SeqTrainingArguments:
+        values["predict_with_generate"] = True
     for name, key in keys.items():
         section, _, written = key.partition(".")
-        values[name] = _checked(key, name, (training if section == "training" else baseline)[written])
+        values[name] = _checked(key, name, (training if section == "training" else baseline)[written], kind)
     if keys.get("num_train_epochs") == "baseline.epochs" and "max_steps" not in baseline:
         values["max_steps"] = -1
     if metric is not None and "metric_for_best_model" not in keys:
         values = {"greater_is_better": greater_is_better} | values | {"metric_for_best_model": metric}
     try:
-        return TrainingArguments(output_dir=folder, **values)
+        return kind(output_dir=folder, **values)
     except _REFUSALS as error:
-        key = _culprit(folder, values, keys) or key_named_in(error, keys)
+        key = _culprit(kind, folder, values, keys) or key_named_in(error, keys)
         raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
 
 
@@ -123,26 +135,26 @@ def key_named_in(error: BaseException, keys: dict[str, str]) -> str:
     return next((key for name, key in keys.items() if name in words), "training")
 
 
-def _culprit(folder: str, values: dict[str, Any], keys: dict[str, str]) -> str | None:
+def _culprit(kind: type[TrainingArguments], folder: str, values: dict[str, Any], keys: dict[str, str]) -> str | None:
     """The key of the last field without which the arguments are in order."""
     for name in reversed(keys):
         try:
-            TrainingArguments(output_dir=folder, **{other: value for other, value in values.items() if other != name})
+            kind(output_dir=folder, **{other: value for other, value in values.items() if other != name})
         except _REFUSALS:
             continue
         return keys[name]
     return None
 
 
-def _checked(key: str, name: str, value: Any) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+def _checked(key: str, name: str, value: Any, kind: type[TrainingArguments]) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     if name in _OWN_KEYS:
         raise ConfigError(f"{key}: is said elsewhere: use {_OWN_KEYS[name]}")
     if name not in fields:
         raise ConfigError(f"{key}: unknown key; {did_you_mean(name, fields)}")
     if name in _ONLY and value is not _ONLY[name]:
         raise ConfigError(f"{key}: {value!r} leaves the metrics unmeasured that a run watches; leave it out")
-    hint = typing.get_type_hints(TrainingArguments)[name]
+    hint = typing.get_type_hints(kind)[name]
     value = _typed(key, value, hint)
     choices = _choices(name, hint, fields[name].metadata)
     if isinstance(value, str) and choices and value not in choices:

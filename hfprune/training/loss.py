@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from hfprune.criteria.calibration import loss_from
 from hfprune.errors import ConfigError
+from hfprune.training.recognition import RecognisingTrainer
 
 
-class LossTrainer(Trainer):
+class LossTrainer(RecognisingTrainer):
     """Trainer that computes the loss where the model does not, and never changes the arguments it is given."""
 
     def __init__(

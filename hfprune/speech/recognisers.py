@@ -1,0 +1,67 @@
+"""Recognisers: which models are some, of what kind, and what of their answers counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, Wav2Vec2CTCTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
+
+Kind = Literal["ctc", "seq2seq"]
+
+
+def kind_of_config(config: PreTrainedConfig) -> Kind | None:
+    """How the recognisers of a config write: a letter a frame (`ctc`), or one token after another (`seq2seq`); None
+    where it is of no recogniser."""
+    if config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+        return "seq2seq"
+    return "ctc" if config.model_type in MODEL_FOR_CTC_MAPPING_NAMES else None
+
+
+def kind_of(model: nn.Module) -> Kind | None:
+    """How a recogniser writes; None for a model that is none, for example one without the head that writes."""
+    names = {kind.__name__ for kind in type(model).__mro__}
+    if names & set(MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()):
+        return "seq2seq"
+    return "ctc" if names & set(MODEL_FOR_CTC_MAPPING_NAMES.values()) else None
+
+
+def frames_of(model: nn.Module, samples: int) -> int:
+    """How many frames a CTC model makes of so many samples."""
+    return int(model._get_feat_extract_output_lengths(samples))
+
+
+def without_padding(model: nn.Module, logits: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    """A CTC model's logits (batch, frames, vocabulary) with nothing but the blank in frames that are padding: what
+    stands there is never trained, and would be read as letters."""
+    mask = inputs.get("attention_mask")
+    if mask is None or kind_of(model) != "ctc":
+        return logits
+    lengths = model._get_feat_extract_output_lengths(mask.sum(-1)).to(logits.device)
+    padding = torch.arange(logits.shape[1], device=logits.device)[None, :] >= lengths[:, None]
+    blank = torch.full((logits.shape[2],), torch.finfo(logits.dtype).min, dtype=logits.dtype, device=logits.device)
+    blank[model.config.pad_token_id] = 0
+    return torch.where(padding[:, :, None], blank, logits)
+
+
+def texts_of(processor: Any, tokens: np.ndarray | Sequence[Sequence[int]], *, labels: bool = False) -> list[str]:
+    """What recognisers have written, or were to write.
+
+    Args:
+        processor: the model's processor or tokenizer.
+        tokens: (batch, tokens) of a decoder, or the likeliest of each frame; negative ones are padding.
+        labels: they are labels, in which two letters that are alike are two.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    rows = [[int(token) if token >= 0 else tokenizer.pad_token_id for token in row] for row in tokens]
+    if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+        # Without special tokens it would drop the blanks first, and take two letters with a blank between for one.
+        return tokenizer.batch_decode(rows, skip_special_tokens=False, group_tokens=not labels)
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
