@@ -131,7 +131,7 @@ def run(
     more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="More models.")] = None,
     output: Annotated[Path, typer.Option("--output", help="The folder of wild.sqlite.")] = Path("runs/wild"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Items fetched and decoded at a time.")] = 2,
-    language: Annotated[str | None, typer.Option("--language", help="Instead of the plan's or the items' own.")] = None,
+    language: Annotated[str | None, typer.Option("--language", help="Only references in this one.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     cache: Annotated[Path | None, typer.Option("--cache", help="Of downloads; by default OUTPUT/cache.")] = None,
     cache_size: Annotated[str, typer.Option("--cache-size", metavar="2GB", help="Of all downloads together.")] = "2GB",
@@ -150,12 +150,12 @@ def run(
         from hfprune.wild.summary import summary
 
         settings = Settings(
-            workers,
-            language,
-            retry,
-            cache,
-            size,
-            delete_cache,
+            workers=workers,
+            language=language,
+            retry=retry,
+            cache=cache,
+            cache_size=size,
+            delete_cache=delete_cache,
             device=device,
             batch_size=batch_size,
             chunk=chunk,

@@ -51,6 +51,8 @@ def reference_of(plan: Plan, item: PlanItem, language: str | None) -> tuple[str,
     Raises:
         DataError: there is none in this language, or its file can't be read.
     """
+    if _is_outside(item.key):
+        raise DataError(f"'{item.key}' lies outside the plan's folder")
     if item.text is not None:
         return item.text, item.default_audio_language or language
     root = Path(plan.args["folder"])
@@ -79,13 +81,17 @@ def _metadata(root: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            name = row["file_name"]
+            name = str(row["file_name"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{path}', line {number}: not a JSON object with a `file_name`") from error
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if _is_outside(name):
             raise DataError(f"'{path}', line {number}: '{name}' lies outside the folder")
         rows[Path(name).as_posix()] = row
     return rows
+
+
+def _is_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _item(root: Path, key: str, row: dict[str, Any], language: str | None) -> PlanItem:

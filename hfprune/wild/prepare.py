@@ -58,7 +58,7 @@ class Preparer:
 
     Args:
         plan: whose items, and no others, are fetched.
-        language: of the references; by default the plan's, or the item's own.
+        language: of the references; by default each item's own, on YouTube the plan's.
         cache: makes the one for what is downloaded.
         delete: whether what was downloaded is deleted after use.
         videos: what downloads.
@@ -71,7 +71,7 @@ class Preparer:
         self, plan: Plan, language: str | None, cache: Callable[[], Cache], delete: bool, videos: Videos | None
     ) -> None:
         self._plan, self._delete = plan, delete
-        self._language = language or plan.language
+        self._language = language or (plan.language if plan.source == "youtube" else None)
         self._videos = (videos or Videos()) if plan.source == "youtube" else None
         self._cache = cache() if plan.source == "youtube" else None
         self._rows = None

@@ -19,7 +19,7 @@ from hfprune.wild.cache import Cache
 from hfprune.wild.plan import Plan, PlanItem, read_plan
 from hfprune.wild.prepare import Prepared, Preparer
 from hfprune.wild.recogniser import Recogniser
-from hfprune.wild.store import COLUMNS, DATABASE, Store
+from hfprune.wild.store import COLUMNS, DATABASE, Store, moment
 from hfprune.wild.videos import Videos
 
 Tell = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ class Settings:
 
     Attributes:
         workers: items that are fetched and decoded at a time, while others are transcribed.
-        language: of speech and references; by default the plan's, or each item's own.
+        language: of speech and references, and of no others; by default each item's own, on YouTube the plan's.
         retry: whether what failed is tried again.
         cache: the folder of downloads; by default `cache` beside the database.
         cache_size: bytes that downloads may take together.
@@ -171,10 +171,15 @@ class _Runner:
                 )
 
     def missing(self) -> list[tuple[PlanItem, list[str]]]:
-        """The items with something to do, and the models that have not heard them."""
+        """The items with something to do, and the models that have not heard them, or not as they now are."""
         again = self.settings.retry
         status = {row["key"]: row["status"] for row in self.store.items(self.number)}
-        known = {(row["item_id"], row["model"]): row["status"] for row in self.store.results(self.number)}
+        changed = {name: _changed(folder) for folder, name in self.names.items()}
+        known = {
+            (row["item_id"], row["model"]): row["status"]
+            for row in self.store.results(self.number)
+            if row["finished"] >= changed.get(row["model"], "")
+        }
         found = []
         for item in self.plan.items:
             if status[item.key] == "failed" and not again:
@@ -292,6 +297,12 @@ class _Runner:
     def _say(self, words: str, done: int, total: int) -> None:
         if self.tell is not None:
             self.tell(words, done, total)
+
+
+def _changed(folder: str) -> str:
+    """When a model's files were last written, as the database writes moments; empty for those on the Hub."""
+    files = [path for pattern in ("config.json", "*.safetensors") for path in Path(folder).glob(pattern)]
+    return max((moment(path.stat().st_mtime) for path in files), default="")
 
 
 @contextmanager

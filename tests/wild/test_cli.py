@@ -44,6 +44,7 @@ def test_a_plan_is_not_written_over(tmp_path):
         (["plan", "youtube"], "no key of the YouTube Data API"),
         (["plan", "folder", "gone"], "no folder 'gone'"),
         (["plan", "dataset", "gone.parquet"], "no file or folder 'gone.parquet'"),
+        (["plan", "dataset", "nobody/nothing"], "'nobody/nothing' could not be reached on the Hub"),
         (["run", "gone.json", "--models", "m"], "the plan 'gone.json' can't be read"),
         (["run", "gone.json", "--models", "m", "--cache-size", "much"], "--cache-size: 'much' is no size"),
     ],
