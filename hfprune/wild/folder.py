@@ -10,16 +10,10 @@ from typing import Any
 
 from hfprune.errors import DataError
 from hfprune.hub.reach import missing_path
+from hfprune.speech.audio import seconds_of
 from hfprune.speech.captions import CAPTION_FILES, read_captions, text_of
-from hfprune.speech.needs import needed
+from hfprune.speech.recordings import METADATA, SOUND_FILES
 from hfprune.wild.plan import Plan, PlanItem, choose_language
-
-METADATA = "metadata.jsonl"
-MEDIA_FILES = {
-    *(".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
-    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"),
-}
-"""How the names of sound and video files end; others are read where `metadata.jsonl` names them."""
 
 
 def plan_folder(
@@ -44,7 +38,7 @@ def plan_folder(
     if not root.is_dir():
         raise DataError(f"no folder '{folder}'; {missing_path(str(folder))}")
     said = _metadata(root)
-    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in MEDIA_FILES}
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in SOUND_FILES}
     found = {key for key in found if not any(part.startswith(".") for part in Path(key).parts)}
     items = [_item(root, key, said.get(key, {}), language) for key in sorted(found | set(said))[:limit]]
     args = {"folder": str(root.resolve())} | ({"relevanceLanguage": language} if language else {})
@@ -57,13 +51,19 @@ def reference_of(plan: Plan, item: PlanItem, language: str | None) -> tuple[str,
     Raises:
         DataError: there is none in this language, or its file can't be read.
     """
+    if _is_outside(item.key):
+        raise DataError(f"'{item.key}' lies outside the plan's folder")
     if item.text is not None:
         return item.text, item.default_audio_language or language
     root = Path(plan.args["folder"])
     transcripts = dict(_transcripts(root / item.key))
     wanted = language or item.default_audio_language
     code = _chosen(transcripts, wanted)
-    return text_of(read_captions(transcripts[code])), code or item.default_audio_language or wanted
+    try:
+        text = text_of(read_captions(transcripts[code]))
+    except DataError as error:
+        raise DataError(str(error).replace(f"{root}/", "")) from error
+    return text, code or item.default_audio_language or wanted
 
 
 def _metadata(root: Path) -> dict[str, dict[str, Any]]:
@@ -81,13 +81,17 @@ def _metadata(root: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            name = row["file_name"]
+            name = str(row["file_name"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{path}', line {number}: not a JSON object with a `file_name`") from error
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if _is_outside(name):
             raise DataError(f"'{path}', line {number}: '{name}' lies outside the folder")
         rows[Path(name).as_posix()] = row
     return rows
+
+
+def _is_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _item(root: Path, key: str, row: dict[str, Any], language: str | None) -> PlanItem:
@@ -104,7 +108,9 @@ def _item(root: Path, key: str, row: dict[str, Any], language: str | None) -> Pl
     if facts["category"] is None and len(Path(key).parts) > 1:
         item.category = Path(key).parts[0]
     try:
-        item.duration = _duration(path)
+        if not path.is_file():
+            raise DataError("there is no such file")
+        item.duration = timedelta(seconds=seconds_of(path))
         if text is None:
             transcripts = dict(_transcripts(path))
             code = _chosen(transcripts, language or item.default_audio_language)
@@ -112,7 +118,7 @@ def _item(root: Path, key: str, row: dict[str, Any], language: str | None) -> Pl
             item.default_audio_language = _text(row.get("language")) or code or language
             item.manually_created_transcripts = sorted(filter(None, transcripts))
     except DataError as error:
-        item.reason = str(error).replace(str(path), key)
+        item.reason = str(error).replace(f"{root}/", "")
     return item
 
 
@@ -149,17 +155,3 @@ def _chosen(transcripts: dict[str | None, Path], language: str | None) -> str | 
     if codes:
         raise DataError(f"no transcript in '{language}'; there is: {', '.join(sorted(codes))}")
     raise DataError("no transcript beside it (.srt, .vtt or .txt of the same name)")
-
-
-def _duration(path: Path) -> timedelta | None:
-    """How long a recording is, as its header says; None where it doesn't."""
-    av = needed("av")
-    if not path.is_file():
-        raise DataError("there is no such file")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise DataError("it holds no sound")
-            return timedelta(microseconds=container.duration) if container.duration else None
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"it can't be decoded: {error}") from error

@@ -19,7 +19,7 @@ from hfprune.wild.cache import Cache
 from hfprune.wild.plan import Plan, PlanItem, read_plan
 from hfprune.wild.prepare import Prepared, Preparer
 from hfprune.wild.recogniser import Recogniser
-from hfprune.wild.store import COLUMNS, DATABASE, Store
+from hfprune.wild.store import COLUMNS, DATABASE, Store, moment
 from hfprune.wild.videos import Videos
 
 Tell = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ class Settings:
 
     Attributes:
         workers: items that are fetched and decoded at a time, while others are transcribed.
-        language: of speech and references; by default the plan's, or each item's own.
+        language: of speech and references, and of no others; by default each item's own, on YouTube the plan's.
         retry: whether what failed is tried again.
         cache: the folder of downloads; by default `cache` beside the database.
         cache_size: bytes that downloads may take together.
@@ -171,10 +171,15 @@ class _Runner:
                 )
 
     def missing(self) -> list[tuple[PlanItem, list[str]]]:
-        """The items with something to do, and the models that have not heard them."""
+        """The items with something to do, and the models that have not heard them, or not as they now are."""
         again = self.settings.retry
         status = {row["key"]: row["status"] for row in self.store.items(self.number)}
-        known = {(row["item_id"], row["model"]): row["status"] for row in self.store.results(self.number)}
+        changed = {name: _changed(folder) for folder, name in self.names.items()}
+        known = {
+            (row["item_id"], row["model"]): row["status"]
+            for row in self.store.results(self.number)
+            if row["finished"] >= changed.get(row["model"], "")
+        }
         found = []
         for item in self.plan.items:
             if status[item.key] == "failed" and not again:
@@ -191,11 +196,11 @@ class _Runner:
         try:
             if todo:
                 self._load(len(todo))
-                preparer = Preparer(self.plan, self.settings.language, cache, videos)
+                preparer = Preparer(self.plan, self.settings.language, cache, self.settings.delete_cache, videos)
                 with closing(self._prepared(todo, preparer)) as ready:
                     for done, (item, models, future) in enumerate(ready):
                         self._say(item.title or item.key, done, len(todo))
-                        self._one(item, models, future, preparer)
+                        self._one(item, models, future, preparer.address(item))
                         if monotonic() - self.written > PLAN_SECONDS:
                             self._write_plan()
         finally:
@@ -217,31 +222,33 @@ class _Runner:
         self, todo: list[tuple[PlanItem, list[str]]], preparer: Preparer
     ) -> Iterator[tuple[PlanItem, list[str], Future]]:
         """Items as they get ready; so many threads fetch and decode while the models are at work."""
-        with _threads(self.settings.workers, lambda: preparer.close(self.settings.delete_cache)) as pool:
+        with _threads(self.settings.workers, preparer.stop, preparer.clear) as pool:
             waiting: dict[Future, tuple[PlanItem, list[str]]] = {}
             coming = iter(todo)
-            while True:
+
+            def fill() -> None:
                 while len(waiting) < self.settings.workers and (new := next(coming, None)) is not None:
                     waiting[pool.submit(preparer.prepare, new[0])] = new
-                if not waiting:
-                    return
-                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    yield *waiting.pop(future), future
 
-    def _one(self, item: PlanItem, models: list[str], future: Future, preparer: Preparer) -> None:
+            fill()
+            while waiting:
+                wait(waiting, return_when=FIRST_COMPLETED)
+                future = next(future for future in waiting if future.done())
+                found = waiting.pop(future)
+                fill()  # before the models are at work
+                yield *found, future
+
+    def _one(self, item: PlanItem, models: list[str], future: Future, url: str | None) -> None:
         row = self.rows[item.key]
         try:
             prepared: Prepared = future.result()
         except ITEM_ERRORS as error:
             self.store.add_item(self.number, item.key, status="failed", reason=reason_of(error))
         else:
-            facts = prepared.facts() | {"url": preparer.address(item)}
-            self.store.add_item(self.number, item.key, **facts, status="ok", reason=None)
+            facts = prepared.facts() | {"url": url, "status": "ok", "reason": None}
+            self.store.add_item(self.number, item.key, **facts)
             for model in models:
                 self._hear(item, row, model, prepared)
-        finally:
-            preparer.done(item, self.settings.delete_cache)
 
     def _hear(self, item: PlanItem, row: int, model: str, prepared: Prepared) -> None:
         """What a model makes of an item, in the database and in the plan."""
@@ -292,9 +299,15 @@ class _Runner:
             self.tell(words, done, total)
 
 
+def _changed(folder: str) -> str:
+    """When a model's files were last written, as the database writes moments; empty for those on the Hub."""
+    files = [path for pattern in ("config.json", "*.safetensors") for path in Path(folder).glob(pattern)]
+    return max((moment(path.stat().st_mtime) for path in files), default="")
+
+
 @contextmanager
-def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block, without beginning what waits."""
+def _threads(count: int, stop: Callable[[], None], clear: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are told to stop when the block ends, begin nothing that waits, and have ended when it clears."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="hfprune-wild")
     try:
         yield pool
@@ -302,6 +315,7 @@ def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecuto
         pool.shutdown(wait=False, cancel_futures=True)
         stop()
         pool.shutdown(wait=True)
+        clear()
 
 
 def reason_of(error: BaseException) -> str:

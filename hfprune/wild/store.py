@@ -170,4 +170,9 @@ def _read_value(name: str, value: Any) -> Any:
 
 def now() -> str:
     """This moment, as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return moment(datetime.now(UTC).timestamp())
+
+
+def moment(seconds: float) -> str:
+    """A moment, in seconds since 1970, as ISO 8601 in UTC; two of them compare as texts."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()

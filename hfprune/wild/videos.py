@@ -135,6 +135,7 @@ class Videos:
             "logger": _Silent(),
             "noplaylist": True,
             "cachedir": False,
+            "fixup": "never",
             "socket_timeout": self.timeout,
             "retries": 2,
             "progress_hooks": [goes_on],

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
+import time
 
+import av
 import jiwer
 import pytest
 from datasets import Dataset
@@ -146,8 +149,47 @@ def test_a_reference_in_another_language_is_a_reason(spoken, tmp_path):
     folder = recordings(tmp_path / "in", a=None, b="two")
     line = {"file_name": "a.wav", "text": "eins", "language": "de"}
     (folder / "metadata.jsonl").write_text(json.dumps(line))
-    run(planned(folder, tmp_path), ["m"], tmp_path / "out")
+    run(planned(folder, tmp_path), ["m"], tmp_path / "out", Settings(language="en"))
     assert rows_of(tmp_path / "out")[0]["a.wav"]["reason"] == "the reference is in 'de', not in 'en'"
+    run(tmp_path / "plan.json", ["m"], tmp_path / "own")
+    items, results = rows_of(tmp_path / "own")
+    assert items["a.wav"]["reference_language"] == "de" and len(results) == 2
+
+
+def test_video_is_heard(spoken, tmp_path):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        picture, sound = container.add_stream("mpeg4", rate=10), container.add_stream("pcm_s16le", rate=16_000)
+        picture.width = picture.height = 16
+        picture.pix_fmt, sound.layout = "yuv420p", "mono"
+        frame = av.AudioFrame.from_ndarray((sine(1.0)[None] * 32767).astype("int16"), "s16", "mono")
+        frame.sample_rate = 16_000
+        shown = av.VideoFrame(16, 16, "yuv420p")
+        for stream, frames in ((picture, (shown, None)), (sound, (frame, None))):
+            for part in frames:
+                container.mux(stream.encode(part))
+    (tmp_path / "clip.en.vtt").write_text("WEBVTT\n\n00:00.000 --> 00:01.000\n<v Ann>one two\n")
+    run(planned(tmp_path, tmp_path), ["m"], tmp_path / "out")
+    items, (row,) = rows_of(tmp_path / "out")
+    assert items["clip.mkv"]["duration"] == pytest.approx(1.0, abs=0.01) and row["wer"] == 0
+
+
+def test_a_model_that_changed_is_heard_again(spoken, tmp_path):
+    plan = planned(recordings(tmp_path / "in", a="one two"), tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    for later in (-10, -10, 10):
+        os.utime(tmp_path / "m" / "config.json", (time.time() + later,) * 2)
+        run(plan, [str(tmp_path / "m")], tmp_path / "out")
+    assert len(spoken.heard) == 2 and len(rows_of(tmp_path / "out")[1]) == 1
+
+
+def test_a_plan_does_not_reach_out_of_its_folder(spoken, tmp_path):
+    folder = recordings(tmp_path / "in", a="one two")
+    plan = plan_folder(recordings(tmp_path / "other", b="two"))
+    plan.items[0].key = "../in/a.wav"
+    plan.write(tmp_path / "plan.json")
+    run(tmp_path / "plan.json", ["m"], tmp_path / "out")
+    assert "lies outside" in rows_of(tmp_path / "out")[0]["../in/a.wav"]["reason"] and folder.is_dir()
 
 
 def test_a_model_that_is_no_recogniser_fails_its_rows_alone(recogniser, tmp_path):
