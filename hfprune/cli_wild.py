@@ -29,7 +29,7 @@ def report(
         Path | None, typer.Option("--card", help="A model's folder, whose card gets the section 'In the wild'.")
     ] = None,
 ) -> None:
-    """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts; a page and more."""
+    """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts and a page."""
     with one_line_errors():
         from hfprune.wild.reports import report as make
 

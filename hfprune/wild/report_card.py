@@ -83,9 +83,9 @@ def section(data: Mapping[str, Any], model: str | None = None) -> str:
 
 
 _METHOD = (
-    "Word error rates against human-made transcripts, both sides normalised. Mean, median and deviation are over items, "
-    "with 95 % bootstrap intervals; pooled is all errors by all words. An increase is pruned minus dense on the same "
-    "items, in percentage points."
+    "Word error rates against human-made transcripts, both sides normalised. Mean, median and deviation are over "
+    "items, with 95 % bootstrap intervals; pooled is all errors by all words. An increase is pruned minus dense on the "
+    "same items, in percentage points."
 )
 
 

@@ -22,7 +22,7 @@ AGREE = 0.3
 WITNESS = 0.5
 """A model is a witness if the median of its word error rates is at most this; where fewer than two are, all are."""
 SHARED_WORDS = 0.15
-"""Of the distinct words of the shorter text; with fewer shared, the reference is of another language or another text."""
+"""Of the distinct words of the shorter text; with fewer shared, the reference is another language or another text."""
 REPEATED = 0.4
 """Of a reference's runs of three words: with as many that have been there before, it is taken for lyrics."""
 DISTINCT = 0.3

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -103,6 +102,15 @@ def report(
     if card is not None:
         write_section(card, found.data, records.folders)
     return found
+
+
+def summarise(place: str | os.PathLike, *, samples: int = SAMPLES, seed: int = 0) -> WildReport:
+    """The same as `report`, and nothing is written.
+
+    Raises:
+        DataError, ConfigError: see `report`.
+    """
+    return WildReport(_data(read_records(place), samples, seed))
 
 
 def _data(records: Records, samples: int, seed: int) -> dict[str, Any]:
