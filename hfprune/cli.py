@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from hfprune.cli_compare import compare
-from hfprune.cli_wild import wild
+from hfprune.cli_wild import app as wild
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
 

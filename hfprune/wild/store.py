@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hfprune.errors import DataError
+from hfprune.errors import CheckpointError, DataError
 
 DATABASE = "wild.sqlite"
 
@@ -156,8 +156,11 @@ class Store:
         if unique:
             mended = ", ".join(f"{name} = excluded.{name}" for name in values)
             asked += f" ON CONFLICT ({', '.join(unique)}) DO UPDATE SET {mended}"
-        with self._connection:
-            (number,) = self._connection.execute(f"{asked} RETURNING id", stored).fetchone()
+        try:
+            with self._connection:
+                (number,) = self._connection.execute(f"{asked} RETURNING id", stored).fetchone()
+        except sqlite3.Error as error:
+            raise CheckpointError(f"'{self.path}' can't be written: {error}; what was there stays") from error
         return number
 
 

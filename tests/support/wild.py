@@ -1,39 +1,113 @@
-"""A database of a run in the wild, from what models are to have heard."""
+"""Recordings and recognisers for tests of the wild run: sines with transcripts, and tiny random models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import Any
 
-from hfprune.speech.measures import measure_texts
-from hfprune.wild.store import DATABASE, Store
+import numpy as np
+import torch
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from hfprune.speech.audio import write_audio
+
+LETTERS = "|abcdefghijklmnopqrstuvwxyz'"
 
 
-def write_run(folder: Path, items: list[Mapping[str, Any]], plan: str = "trial") -> Path:
-    """Writes items with `key`, `reference` and `heard` (model to its transcript, None where it failed), and any other
-    column of the table; an item without `heard` is one that failed before any model, for the `reason` it gives."""
+def sine(seconds: float = 0.5, pitch: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(int(16_000 * seconds)) * 2 * np.pi * pitch / 16_000)).astype(np.float32)
+
+
+def recordings(folder: Path, **texts: str | None) -> Path:
+    """A folder with a recording a name, of another pitch each, and its transcript where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Store(folder / DATABASE) as store:
-        number = store.add_plan(plan, "folder", {}, created="2026-01-01T00:00:00+00:00")
-        for values in items:
-            columns = {name: value for name, value in values.items() if name not in ("heard", "key")}
-            columns.setdefault("status", "ok" if "heard" in values else "failed")
-            item = store.add_item(number, values["key"], **columns)
-            for model, text in values.get("heard", {}).items():
-                store.add_result(item, model, folder=f"runs/{model}", **_measured(values["reference"], text))
-    return folder / DATABASE
+    for number, (name, text) in enumerate(texts.items()):
+        write_audio(folder / f"{name}.wav", sine(pitch=300.0 + 100 * number))
+        if text is not None:
+            (folder / f"{name}.txt").write_text(text)
+    return folder
 
 
-def _measured(reference: str, text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {"status": "failed", "reason": "out of memory"}
-    measures = measure_texts([reference], [text]).to_dict()
-    del measures["characters"]
-    texts = {"hypothesis": text, "reference_normalised": reference, "hypothesis_normalised": text}
-    return {"status": "ok", "seconds": 1.0, "real_time_factor": 0.5, "peak_memory": 1000, **texts, **measures}
+def ctc(folder: Path, seed: int = 0) -> Path:
+    """A Wav2Vec2 of random weights that spells letters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = Wav2Vec2Config(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8, 8, 8),
+        conv_kernel=(10, 8, 4),
+        conv_stride=(5, 8, 8),
+        num_feat_extract_layers=3,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    return folder
 
 
-def ten_words(wrong: int) -> str:
-    """Ten words, of which so many differ from `ten_words(0)`."""
-    return " ".join(["x"] * wrong + list("abcdefghij")[wrong:])
+def whisper(folder: Path) -> Path:
+    """A Whisper of random weights, with the tokens for times and two languages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
+    special += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
+    vocabulary = {token: number for number, token in enumerate(letters)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.add_tokens([f"<|{number * 0.02:.2f}|>" for number in range(51)], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    number = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=8,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_source_positions=50,
+        max_target_positions=24,
+        pad_token_id=number["<|endoftext|>"],
+        bos_token_id=number["<|endoftext|>"],
+        eos_token_id=number["<|endoftext|>"],
+        decoder_start_token_id=number["<|startoftranscript|>"],
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    settings = {
+        "is_multilingual": True,
+        "lang_to_id": {f"<|{code}|>": number[f"<|{code}|>"] for code in ("en", "de")},
+        "task_to_id": {task: number[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        "no_timestamps_token_id": number["<|notimestamps|>"],
+        "max_initial_timestamp_index": 25,
+        "max_length": 24,
+    }
+    for name, value in (settings | {"_from_model_config": False}).items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    return folder

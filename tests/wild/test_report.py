@@ -10,7 +10,7 @@ from hfprune.errors import CheckpointError, DataError
 from hfprune.wild import report, report_slices, summarise
 from hfprune.wild.report_slices import BINS
 from hfprune.wild.store import Store
-from tests.support.wild import ten_words, write_run
+from tests.support.wild_run import ten_words, write_run
 
 
 def spoken(key, dense, small=None, **columns):

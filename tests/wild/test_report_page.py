@@ -11,7 +11,7 @@ from hfprune.errors import CheckpointError
 from hfprune.wild import report, summarise
 from hfprune.wild.page import render_page
 from hfprune.wild.report_card import BEGIN, END, with_section, write_section
-from tests.support.wild import ten_words, write_run
+from tests.support.wild_run import ten_words, write_run
 
 EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202e[bold]"
 ARABIC = "في من على أن إلى هذا التي الذي عن مع"

@@ -8,7 +8,7 @@ from hfprune.wild import summarise
 from hfprune.wild.report_alignment import MOST_COLUMNS, align
 from hfprune.wild.report_records import read_records
 from hfprune.wild.report_suspects import guess, script, suspects, witnesses
-from tests.support.wild import ten_words, write_run
+from tests.support.wild_run import ten_words, write_run
 
 HEARD = "the quick brown fox jumps over the lazy dog and runs away from all the noise in town"
 TALK = " ".join(f"word{n}" for n in range(30))
@@ -25,14 +25,21 @@ TALK = " ".join(f"word{n}" for n in range(30))
         (", ".join(f"keyword{n}" for n in range(25)), "list of keywords"),
         (" ".join(["free", "movie", "hd", "online"][n * n % 7 % 4] for n in range(60)), "lyrics|list of keywords"),
         ("oh my love stay with me tonight " * 8, "lyrics"),
-        (" ".join(f"{HEARD} and{n}" for n in range(5)), "too many words: 95, and the models heard 18"),
-        ("the quick fox", "too few words: 3"),
+        (" ".join(f"{HEARD} and{n}" for n in range(5)), "too many words for its length: 95, and the models heard 18"),
+        ("the quick fox", "too few words for its length: 3"),
         ("the brown dog was jumping quickly over lazy foxes in a loud town", "other wording"),
     ],
 )
 def test_guesses_say_what_a_reference_may_be(reference, words):
     said = re.sub(r"[^\w ]", "", reference)
     assert re.search(words, "; ".join(guess(reference, said, [HEARD, HEARD])))
+
+
+def test_the_length_of_a_recording_tells_of_too_many_words():
+    said = " ".join(f"w{n}" for n in range(40))
+    assert guess(said, said, [said], 60.0) == ["other wording, or a part of the speech: some words are shared"]
+    assert guess(said, said, [said], 4.0) == ["too many words for its length: 40, and the models heard 40"]
+    assert guess(said, said, [said], 600.0) == ["too few words for its length: 40, and the models heard 40"]
 
 
 def test_a_reference_to_which_no_model_heard_a_word_is_told():
