@@ -100,7 +100,7 @@ def ranked_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
         )
         for row in rows
     ]
-    return Rows(("where it hurts most", "items", "dense WER", "pruned WER", "increase, points", "interval"), cells)
+    return Rows(("slice", "items", "dense WER", "pruned WER", "increase, points", "interval"), cells)
 
 
 def slice_rows(data: Mapping[str, Any], dimension: str, model: str | None = None) -> Rows:

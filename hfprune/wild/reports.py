@@ -17,7 +17,7 @@ from rich.console import Group as Stack
 from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.wild.page import render_page
 from hfprune.wild.report_alignment import align
-from hfprune.wild.report_card import write_section
+from hfprune.wild.report_card import read_card, write_section
 from hfprune.wild.report_plots import increase_plot, wer_plot
 from hfprune.wild.report_records import MEASURES, Item, Records, read_records
 from hfprune.wild.report_slices import FEW, LEVEL, increase, ranked, slices_of, summary
@@ -97,6 +97,8 @@ def report(
         ConfigError: jiwer is not installed.
     """
     records = read_records(place)
+    if card is not None:
+        read_card(card)  # what is wrong with it is told before anything is written
     found = WildReport(_data(records, samples, seed))
     found.save(records.path.parent if output is None else output)
     if card is not None:

@@ -153,9 +153,11 @@ def test_a_section_of_which_half_is_there_is_not_replaced(tmp_path):
             with_section(card, "new")
 
 
-def test_a_folder_without_a_card_of_a_model_is_refused(found, tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder of a model"):
-        write_section(tmp_path / "none", found.data, {})
+def test_a_folder_without_a_card_of_a_model_is_refused_before_anything_is_written(run, found, tmp_path):
+    command = ["wild", "report", str(run), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--card", str(tmp_path / "none")])
+    assert done.exit_code == 2 and "none' is no folder of a model" in done.output
+    assert not (tmp_path / "out").exists()
     (tmp_path / "model").mkdir()
     with pytest.raises(CheckpointError, match=r"no pruned model|config\.json"):
         write_section(tmp_path / "model", found.data, {})
