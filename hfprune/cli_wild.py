@@ -22,101 +22,95 @@ app = typer.Typer(
     help="Test recognisers, dense and pruned, on real recordings with human-made subtitles: plan, run, report.",
 )
 
-_YOUTUBE, _DATASET = "YouTube", "Datasets"
+plans = typer.Typer(
+    no_args_is_help=True,
+    help="Write a test plan: recordings whose subtitles people made; automatic captions never count.",
+)
+app.add_typer(plans, name="plan")
+
+_PlanOption = Annotated[Path, typer.Option("--output", help="The plan, a JSON file.")]
+_NameOption = Annotated[str | None, typer.Option("--name", help="How reports call the plan.")]
+_LanguageOption = Annotated[
+    str | None, typer.Option("--language", metavar="en", help="Of speech and references, where the data don't say it.")
+]
+_LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="So many recordings at most.")]
 
 
-@app.command()
-def plan(
-    source: Annotated[
-        str,
-        typer.Argument(help="youtube, a folder of recordings with transcripts, or a dataset's name or parquet file."),
-    ],
-    output: Annotated[Path, typer.Option("--output", help="The plan, a JSON file.")] = Path("plan.json"),
-    name: Annotated[str | None, typer.Option("--name", help="How reports call the plan.")] = None,
-    language: Annotated[
-        str | None, typer.Option("--language", metavar="en", help="Of speech and references; for YouTube en.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Of a folder or dataset: so many at most.")
-    ] = None,
-    category: Annotated[
-        str | None, typer.Option("--category", help="Its title or number.", rich_help_panel=_YOUTUBE)
-    ] = None,
-    query: Annotated[
-        str | None, typer.Option("--query", help="By default the category.", rich_help_panel=_YOUTUBE)
-    ] = None,
-    region: Annotated[str, typer.Option("--region", metavar="US", rich_help_panel=_YOUTUBE)] = "US",
+@plans.command()
+def youtube(
+    category: Annotated[str | None, typer.Option("--category", help="Its title or number.")] = None,
+    query: Annotated[str | None, typer.Option("--query", help="Words; by default the category's title.")] = None,
+    language: Annotated[str, typer.Option("--language", help="Of speech and subtitles.")] = "en",
+    region: Annotated[str, typer.Option("--region", help="The country of the viewers.")] = "US",
     duration: Annotated[
         Literal["short", "medium", "long", "any"],
-        typer.Option("--duration", help="Below 4, 4 to 20, above 20 minutes.", rich_help_panel=_YOUTUBE),
+        typer.Option("--duration", help="Below 4, 4 to 20, above 20 minutes."),
     ] = "medium",
-    licence: Annotated[
-        Literal["creativeCommon", "youtube", "any"], typer.Option("--licence", rich_help_panel=_YOUTUBE)
-    ] = "creativeCommon",
-    results: Annotated[
-        int, typer.Option("--results", min=1, max=50, help="Videos a page.", rich_help_panel=_YOUTUBE)
-    ] = 10,
+    licence: Annotated[Literal["creativeCommon", "youtube", "any"], typer.Option("--licence")] = "creativeCommon",
+    results: Annotated[int, typer.Option("--results", min=1, max=50, help="Videos a page.")] = 10,
     iterations: Annotated[
-        int, typer.Option("--iterations", min=1, help="Pages; each costs 101 of the quota.", rich_help_panel=_YOUTUBE)
+        int, typer.Option("--iterations", min=1, help="Pages; each costs 101 units of the day's quota.")
     ] = 1,
-    page_token: Annotated[
-        str | None, typer.Option("--page-token", help="Go on after another plan.", rich_help_panel=_YOUTUBE)
-    ] = None,
-    config: Annotated[str | None, typer.Option("--config", help="Its configuration.", rich_help_panel=_DATASET)] = None,
-    split: Annotated[str | None, typer.Option("--split", help="By default test.", rich_help_panel=_DATASET)] = None,
-    audio_column: Annotated[str | None, typer.Option("--audio-column", rich_help_panel=_DATASET)] = None,
-    text_column: Annotated[str | None, typer.Option("--text-column", rich_help_panel=_DATASET)] = None,
+    page_token: Annotated[str | None, typer.Option("--page-token", help="Go on where another plan ended.")] = None,
+    output: _PlanOption = Path("plan.json"),
+    name: _NameOption = None,
 ) -> None:
-    """Write a test plan: recordings whose subtitles people made; automatic captions never count.
-
-    For YouTube the key of its Data API stands in the environment variable YOUTUBE_API_KEY.
-    """
+    """From YouTube; the key of its Data API stands in the environment variable YOUTUBE_API_KEY."""
     with one_line_errors():
-        if output.exists():
-            raise ConfigError(f"--output: '{output}' exists, and may hold results; name another file")
-        if source == "youtube":
-            from hfprune.wild.youtube import plan_youtube
+        _refuse_existing(output)
+        from hfprune.wild.youtube import Search, plan_youtube
 
-            made = plan_youtube(
-                category=category,
-                query=query,
-                language=language or "en",
-                region=region,
-                duration=duration,
-                licence=licence,
-                results=results,
-                iterations=iterations,
-                page_token=page_token,
-                name=name,
-                tell=lambda line: typer.echo(line, err=True),
-            )
-        elif _is_folder(source):
-            from hfprune.wild.folder import plan_folder
-
-            made = plan_folder(source, language, name, limit)
-        else:
-            quiet_libraries()
-            from hfprune.wild.rows import plan_dataset
-
-            columns = {"audio_column": audio_column, "text_column": text_column}
-            made = plan_dataset(
-                source, config=config, split=split, language=language, name=name, limit=limit, **columns
-            )
-        made.write(output)
-        _tell_of(made, output)
+        search = Search(category, query, language, region, duration, licence, results, iterations, page_token)
+        _keep(plan_youtube(search, name, tell=lambda line: typer.echo(line, err=True)), output)
 
 
-def _is_folder(source: str) -> bool:
-    """Whether recordings lie there as files, or may have been meant to."""
-    from hfprune.hub.reach import looks_like_path
+@plans.command()
+def folder(
+    path: Annotated[Path, typer.Argument(help="Sound or video files; NAME.srt, .vtt or .txt beside NAME.mp4.")],
+    language: _LanguageOption = None,
+    limit: _LimitOption = None,
+    output: _PlanOption = Path("plan.json"),
+    name: _NameOption = None,
+) -> None:
+    """From a folder of recordings with their transcripts, or with a metadata.jsonl that holds them."""
+    with one_line_errors():
+        _refuse_existing(output)
+        from hfprune.wild.folder import plan_folder
 
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return not any(path.glob("*.parquet")) and not any(path.glob("*/*.parquet"))
-    return looks_like_path(source) and not path.suffix
+        _keep(plan_folder(path, language, name, limit), output)
 
 
-def _tell_of(made: Plan, output: Path) -> None:
+@plans.command()
+def dataset(
+    source: Annotated[str, typer.Argument(help="A dataset on the Hub, or a parquet file or folder of them.")],
+    config: Annotated[str | None, typer.Option("--config", help="Its configuration.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="By default test.")] = None,
+    audio_column: Annotated[str | None, typer.Option("--audio-column")] = None,
+    text_column: Annotated[str | None, typer.Option("--text-column")] = None,
+    language: _LanguageOption = None,
+    limit: _LimitOption = None,
+    output: _PlanOption = Path("plan.json"),
+    name: _NameOption = None,
+) -> None:
+    """From a dataset with columns of audio and text."""
+    with one_line_errors():
+        _refuse_existing(output)
+        quiet_libraries()
+        from hfprune.wild.rows import plan_dataset
+
+        columns = {"audio_column": audio_column, "text_column": text_column}
+        made = plan_dataset(source, config=config, split=split, language=language, name=name, limit=limit, **columns)
+        _keep(made, output)
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise ConfigError(f"--output: '{output}' exists, and may hold results; name another file")
+
+
+def _keep(made: Plan, output: Path) -> None:
+    """Writes a plan, and says what is in it."""
+    made.write(output)
     typer.echo(f"{output}: {len(made.testable)} items to test")
     if left := [item for item in made.items if item.reason is not None]:
         typer.echo(f"{len(left)} can't be tested and stay in the plan with the reason:")

@@ -63,7 +63,11 @@ def reference_of(plan: Plan, item: PlanItem, language: str | None) -> tuple[str,
     transcripts = dict(_transcripts(root / item.key))
     wanted = language or item.default_audio_language
     code = _chosen(transcripts, wanted)
-    return text_of(read_captions(transcripts[code])), code or item.default_audio_language or wanted
+    try:
+        text = text_of(read_captions(transcripts[code]))
+    except DataError as error:
+        raise DataError(str(error).replace(f"{root}/", "")) from error
+    return text, code or item.default_audio_language or wanted
 
 
 def _metadata(root: Path) -> dict[str, dict[str, Any]]:

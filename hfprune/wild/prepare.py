@@ -59,15 +59,18 @@ class Preparer:
     Args:
         plan: whose items, and no others, are fetched.
         language: of the references; by default the plan's, or the item's own.
-        cache: for what is downloaded.
+        cache: makes the one for what is downloaded.
+        delete: whether what was downloaded is deleted after use.
         videos: what downloads.
 
     Raises:
         HfpruneError: the plan's dataset can't be opened.
     """
 
-    def __init__(self, plan: Plan, language: str | None, cache: Callable[[], Cache], videos: Videos | None) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: Plan, language: str | None, cache: Callable[[], Cache], delete: bool, videos: Videos | None
+    ) -> None:
+        self._plan, self._delete = plan, delete
         self._language = language or plan.language
         self._videos = (videos or Videos()) if plan.source == "youtube" else None
         self._cache = cache() if plan.source == "youtube" else None
@@ -86,7 +89,10 @@ class Preparer:
         if self._videos is not None and self._cache is not None:
             video = self._videos.look(item.key)
             prepared = self._reference(*self._videos.reference(video, self._language))
-            prepared.samples = read_audio(self._videos.sound(video, self._cache), name=item.key)
+            try:
+                prepared.samples = read_audio(self._videos.sound(video, self._cache), name=item.key)
+            finally:
+                self._cache.let_go(item.key, self._delete)
         elif self._rows is not None:
             prepared = self._reference(item.text or "", item.default_audio_language or self._language)
             prepared.samples = read_audio(self._rows.audio(item), name=item.key)
@@ -101,18 +107,16 @@ class Preparer:
             return address(item.key)
         return str(Path(self._plan.args["folder"]) / item.key) if self._plan.source == "folder" else None
 
-    def done(self, item: PlanItem, delete: bool) -> None:
-        """Lets go of what was downloaded for an item."""
-        if self._cache is not None:
-            self._cache.let_go(item.key, delete)
-
-    def close(self, delete: bool) -> None:
-        """Ends downloads, and deletes what was downloaded where that is wanted."""
+    def stop(self) -> None:
+        """Ends downloads that threads are at or wait for."""
         if self._videos is not None and self._cache is not None:
             self._videos.stop()
             self._cache.close()
-            if delete:
-                self._cache.delete()
+
+    def clear(self) -> None:
+        """Deletes what was downloaded, where that is wanted."""
+        if self._cache is not None and self._delete:
+            self._cache.delete()
 
     def _reference(self, text: str, language: str | None) -> Prepared:
         if self._language and language and code_of(language) != code_of(self._language):

@@ -191,11 +191,11 @@ class _Runner:
         try:
             if todo:
                 self._load(len(todo))
-                preparer = Preparer(self.plan, self.settings.language, cache, videos)
+                preparer = Preparer(self.plan, self.settings.language, cache, self.settings.delete_cache, videos)
                 with closing(self._prepared(todo, preparer)) as ready:
                     for done, (item, models, future) in enumerate(ready):
                         self._say(item.title or item.key, done, len(todo))
-                        self._one(item, models, future, preparer)
+                        self._one(item, models, future, preparer.address(item))
                         if monotonic() - self.written > PLAN_SECONDS:
                             self._write_plan()
         finally:
@@ -217,31 +217,33 @@ class _Runner:
         self, todo: list[tuple[PlanItem, list[str]]], preparer: Preparer
     ) -> Iterator[tuple[PlanItem, list[str], Future]]:
         """Items as they get ready; so many threads fetch and decode while the models are at work."""
-        with _threads(self.settings.workers, lambda: preparer.close(self.settings.delete_cache)) as pool:
+        with _threads(self.settings.workers, preparer.stop, preparer.clear) as pool:
             waiting: dict[Future, tuple[PlanItem, list[str]]] = {}
             coming = iter(todo)
-            while True:
+
+            def fill() -> None:
                 while len(waiting) < self.settings.workers and (new := next(coming, None)) is not None:
                     waiting[pool.submit(preparer.prepare, new[0])] = new
-                if not waiting:
-                    return
-                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    yield *waiting.pop(future), future
 
-    def _one(self, item: PlanItem, models: list[str], future: Future, preparer: Preparer) -> None:
+            fill()
+            while waiting:
+                wait(waiting, return_when=FIRST_COMPLETED)
+                future = next(future for future in waiting if future.done())
+                found = waiting.pop(future)
+                fill()  # before the models are at work
+                yield *found, future
+
+    def _one(self, item: PlanItem, models: list[str], future: Future, url: str | None) -> None:
         row = self.rows[item.key]
         try:
             prepared: Prepared = future.result()
         except ITEM_ERRORS as error:
             self.store.add_item(self.number, item.key, status="failed", reason=reason_of(error))
         else:
-            facts = prepared.facts() | {"url": preparer.address(item)}
-            self.store.add_item(self.number, item.key, **facts, status="ok", reason=None)
+            facts = prepared.facts() | {"url": url, "status": "ok", "reason": None}
+            self.store.add_item(self.number, item.key, **facts)
             for model in models:
                 self._hear(item, row, model, prepared)
-        finally:
-            preparer.done(item, self.settings.delete_cache)
 
     def _hear(self, item: PlanItem, row: int, model: str, prepared: Prepared) -> None:
         """What a model makes of an item, in the database and in the plan."""
@@ -293,8 +295,8 @@ class _Runner:
 
 
 @contextmanager
-def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block, without beginning what waits."""
+def _threads(count: int, stop: Callable[[], None], clear: Callable[[], None]) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are told to stop when the block ends, begin nothing that waits, and have ended when it clears."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="hfprune-wild")
     try:
         yield pool
@@ -302,6 +304,7 @@ def _threads(count: int, stop: Callable[[], None]) -> Iterator[ThreadPoolExecuto
         pool.shutdown(wait=False, cancel_futures=True)
         stop()
         pool.shutdown(wait=True)
+        clear()
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hfprune.errors import ConfigError, DataError, NotReachable
@@ -22,18 +23,51 @@ class QuotaSpent(NotReachable):
     """The Data API answers no more today."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """What is looked for.
+
+    Attributes:
+        category: of the videos: its title, as the region has it (`Education`), or its number.
+        query: words; by default the category's title.
+        language: of the speech and the subtitles.
+        region: ISO 3166 code of the country whose viewers are asked for.
+        duration: `short` (below 4 minutes), `medium`, `long` (above 20) or `any`.
+        licence: `creativeCommon`, `youtube` or `any`.
+        results: videos a page, at most 50.
+        iterations: pages; each costs 101 units of the daily quota.
+        page_token: where an earlier search ended (`nextPageToken` of its plan).
+    """
+
+    category: str | None = None
+    query: str | None = None
+    language: str = "en"
+    region: str = "US"
+    duration: str = "medium"
+    licence: str = "creativeCommon"
+    results: int = 10
+    iterations: int = 1
+    page_token: str | None = None
+
+    def arguments(self, titles: dict[str, str]) -> dict[str, Any]:
+        """As the Data API takes it, given the titles of categories by their number."""
+        number = None if self.category is None else _category(titles, self.category, self.region)
+        found = {
+            "maxResults": self.results,
+            "q": self.query or titles.get(number or ""),
+            "regionCode": self.region,
+            "relevanceLanguage": self.language,
+            "videoCategoryId": number,
+            "videoDuration": self.duration,
+            "videoLicense": self.licence,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
 def plan_youtube(
-    *,
-    category: str | None = None,
-    query: str | None = None,
-    language: str = "en",
-    region: str = "US",
-    duration: str = "medium",
-    licence: str = "creativeCommon",
-    results: int = 10,
-    iterations: int = 1,
-    page_token: str | None = None,
+    search: Search,
     name: str | None = None,
+    *,
     service: Any = None,
     videos: Videos | None = None,
     tell: Callable[[str], None] | None = None,
@@ -44,15 +78,7 @@ def plan_youtube(
     make, or that can't be watched, stays in the plan with the reason.
 
     Args:
-        category: of the videos: its title, as the region has it (`Education`), or its number.
-        query: what to look for; by default the category's title.
-        language: of the speech and the subtitles.
-        region: ISO 3166 code of the country whose viewers are asked for.
-        duration: `short` (below 4 minutes), `medium`, `long` (above 20) or `any`.
-        licence: `creativeCommon`, `youtube` or `any`.
-        results: videos a page, at most 50.
-        iterations: pages; each search costs 100 units of the daily quota (10,000 for a new key).
-        page_token: where an earlier search ended (`nextPageToken` of its plan).
+        search: what is looked for.
         name: of the plan.
         service: the client of the Data API; by default made with the key in YOUTUBE_API_KEY.
         videos: what tells the subtitles of a video.
@@ -65,44 +91,34 @@ def plan_youtube(
     """
     service = service if service is not None else connect()
     videos = videos if videos is not None else Videos()
-    args = {
-        "maxResults": results,
-        "pageToken": page_token,
-        "regionCode": region,
-        "relevanceLanguage": language,
-        "videoDuration": duration,
-        "videoLicense": licence,
-    }
-    titles = _categories(service, region)
-    if category is not None:
-        args["videoCategoryId"] = _category(titles, category, region)
-    args["q"] = query or titles.get(args.get("videoCategoryId", ""))
-    args = {key: value for key, value in args.items() if value is not None}
+    titles = _categories(service, search.region)
+    args = search.arguments(titles)
     items: dict[str, PlanItem] = {}
-    token = page_token
-    for _ in range(iterations):
+    token = search.page_token
+    for _ in range(search.iterations):
         try:
             found, after = _page(service, args | ({"pageToken": token} if token else {}), titles)
         except NotReachable as error:
             if not items:
                 raise
             if tell is not None:
-                tell(f"{error}; the {len(items)} videos found until then are kept")
+                tell(f"{error}; what was found until then ({len(items)}) is kept")
             break
         for item in found:
             if item.key not in items:
                 items[item.key] = item
-                _see_subtitles(item, videos, language)
+                _see_subtitles(item, videos, search.language)
         token = after
         if token is None:
             break
+    asked = {"iterations": search.iterations} | ({"pageToken": search.page_token} if search.page_token else {})
     return Plan(
-        name=name or f"{args.get('q') or 'youtube'} ({language})",
+        name=name or f"{args.get('q') or 'youtube'} ({search.language})",
         source="youtube",
-        args=args | {"iterations": iterations},
+        args=args | asked,
         items=list(items.values()),
         next_page_token=token,
-        region_code=region,
+        region_code=search.region,
         video_category_id=args.get("videoCategoryId"),
     ).require_items()
 

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from hfprune.errors import DataError
+from hfprune.errors import CheckpointError, DataError
 from hfprune.wild.store import Store
 
 
@@ -44,3 +44,19 @@ def test_what_is_no_database_of_a_wild_run_is_refused_and_left_alone(tmp_path):
 def test_an_unknown_column_is_refused(tmp_path):
     with Store(tmp_path / "wild.sqlite") as store, pytest.raises(DataError, match="no column 'colour'"):
         store.add_item(store.add_plan("p", "folder", {}), "a", colour="red")
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "wild.sqlite"
+    with Store(path) as store:
+        plan = store.add_plan("p", "folder", {})
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+        try:
+            with pytest.raises(CheckpointError, match="can't be written: .*what was there stays"):
+                store.add_item(plan, "a", title="x" * 100_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        store.add_item(plan, "b")
+        assert [item["key"] for item in store.items()] == ["b"]

@@ -9,7 +9,7 @@ from googleapiclient.http import HttpMockSequence
 
 from hfprune.errors import ConfigError, DataError, NotReachable
 from hfprune.wild.videos import Unavailable, Video
-from hfprune.wild.youtube import KEY, QuotaSpent, connect, plan_youtube
+from hfprune.wild.youtube import KEY, QuotaSpent, Search, connect, plan_youtube
 
 SECRET = "AIza-a-secret-key"
 OK = {"status": "200"}
@@ -70,10 +70,10 @@ def planning(monkeypatch):
     """Plans from a sequence of answers; gives the plan and the requests."""
     monkeypatch.setenv(KEY, SECRET)
 
-    def make(*answers, subtitles=None, **options):
+    def make(*answers, subtitles=None, tell=None, **search):
         http = HttpMockSequence([answer(CATEGORIES), *answers])
         make.requests = http.request_sequence
-        return plan_youtube(service=connect(http), videos=subtitles or Subtitles(), **options)
+        return plan_youtube(Search(**search), service=connect(http), videos=subtitles or Subtitles(), tell=tell)
 
     return make
 
@@ -133,7 +133,7 @@ def test_what_was_found_before_the_quota_ended_is_kept(planning):
     answers = [searched("a" * 11, after="T2"), detailed("a" * 11), spent]
     plan = planning(*answers, query="x", iterations=3, tell=told.append)
     assert [item.key for item in plan.items] == ["a" * 11] and plan.next_page_token == "T2"
-    assert "quota of the YouTube Data API is spent" in told[0] and "the 1 videos found until then are kept" in told[0]
+    assert "quota of the YouTube Data API is spent" in told[0] and "what was found until then (1) is kept" in told[0]
     with pytest.raises(QuotaSpent, match="quota"):
         planning(spent, query="x")
 
@@ -171,7 +171,7 @@ def test_no_connection_is_one_line(monkeypatch, problem, words):
             raise problem
 
     with pytest.raises(NotReachable, match=words):
-        plan_youtube(service=connect(Silent()), query="x")
+        plan_youtube(Search(query="x"), service=connect(Silent()))
 
 
 def test_no_key_nothing_found_and_unknown_categories_are_one_line(planning, monkeypatch):
@@ -181,4 +181,4 @@ def test_no_key_nothing_found_and_unknown_categories_are_one_line(planning, monk
         planning(category="Educatoin")
     monkeypatch.delenv(KEY)
     with pytest.raises(ConfigError, match="YOUTUBE_API_KEY"):
-        plan_youtube(query="x")
+        plan_youtube(Search(query="x"))
