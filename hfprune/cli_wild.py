@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Test recognisers, dense and pruned, on real recordings with human-made subtitles: plan, then run.",
+    help="Test recognisers, dense and pruned, on real recordings with human-made subtitles: plan, run, report.",
 )
 
 plans = typer.Typer(
@@ -132,7 +132,7 @@ def run(
     more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="More models.")] = None,
     output: Annotated[Path, typer.Option("--output", help="The folder of wild.sqlite.")] = Path("runs/wild"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Items fetched and decoded at a time.")] = 2,
-    language: Annotated[str | None, typer.Option("--language", help="Only references in this one.")] = None,
+    language: Annotated[str | None, typer.Option("--language", help="Instead of the plan's or the items' own.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     cache: Annotated[Path | None, typer.Option("--cache", help="Of downloads; by default OUTPUT/cache.")] = None,
     cache_size: Annotated[str, typer.Option("--cache-size", metavar="2GB", help="Of all downloads together.")] = "2GB",
@@ -151,12 +151,12 @@ def run(
         from hfprune.wild.summary import summary
 
         settings = Settings(
-            workers=workers,
-            language=language,
-            retry=retry,
-            cache=cache,
-            cache_size=size,
-            delete_cache=delete_cache,
+            workers,
+            language,
+            retry,
+            cache,
+            size,
+            delete_cache,
             device=device,
             batch_size=batch_size,
             chunk=chunk,
@@ -178,12 +178,12 @@ def report(
         Path | None, typer.Option("--card", help="A model's folder, whose card gets the section 'In the wild'.")
     ] = None,
 ) -> None:
-    """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts; a page and more."""
+    """Show where pruning hurts: by category, language, length, speed and loudness, with transcripts and a page."""
     with one_line_errors():
         from hfprune.wild.reports import report as make
 
         found = make(run, output, card)
-        Console(width=None if sys.stdout.isatty() else 140).print(found.table())
+        Console(width=None if sys.stdout.isatty() else 140).print(found.table(), highlight=False)
         where = output or (run if run.is_dir() else run.parent)
         typer.echo(f"\nsaved to {where}: {', '.join(found.files)}{f'; {card}: README.md' if card else ''}")
 

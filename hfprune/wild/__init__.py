@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["WildReport", "report"]
+__all__ = ["WildReport", "report", "summarise"]
 
 
 def __getattr__(name: str) -> Any:

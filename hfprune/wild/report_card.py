@@ -29,18 +29,33 @@ def write_section(folder: str | os.PathLike, data: Mapping[str, Any], folders: M
         folders: the run's models to their folders.
 
     Raises:
-        CheckpointError: the folder is missing, its card can't be read or written, or has only one of the two marks.
+        CheckpointError: see `read_card`; or the card can't be written.
+    """
+    path = Path(folder) / CARD_FILE
+    text = with_section(read_card(folder), section(data, _model_of(Path(folder), folders, data)))
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise CheckpointError(f"--card: can't write '{path}': {error.strerror}") from error
+    return path
+
+
+def read_card(folder: str | os.PathLike) -> str:
+    """The card of a model's folder as it stands, or the one that the folder would get.
+
+    Raises:
+        CheckpointError: the folder or what it holds is no model's, the card can't be read, or it has only one mark.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"--card: '{folder}' is no folder of a model")
     path = folder / CARD_FILE
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else card_of(folder)
-        write_text(path, with_section(text, section(data, _model_of(folder, folders, data))))
+        text = path.read_bytes().decode() if path.is_file() else card_of(folder)
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"--card: '{path}' can't be read or written: {error}") from error
-    return path
+        raise CheckpointError(f"--card: '{path}' can't be read: {error}") from error
+    with_section(text, "")
+    return text
 
 
 def with_section(card: str, text: str) -> str:
@@ -83,9 +98,9 @@ def section(data: Mapping[str, Any], model: str | None = None) -> str:
 
 
 _METHOD = (
-    "Word error rates against human-made transcripts, both sides normalised. Mean, median and deviation are over items, "
-    "with 95 % bootstrap intervals; pooled is all errors by all words. An increase is pruned minus dense on the same "
-    "items, in percentage points."
+    "Word error rates against human-made transcripts, both sides normalised. Mean, median and deviation are over "
+    "items, with 95 % bootstrap intervals; pooled is all errors by all words. An increase is pruned minus dense on the "
+    "same items, in percentage points."
 )
 
 

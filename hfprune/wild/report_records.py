@@ -6,7 +6,6 @@ Texts that are long are cut, control characters go, and numbers that are none co
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import unicodedata
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from hfprune.wild.store import COLUMNS, DATABASE
 
 MOST_CHARACTERS = 100_000
 """Of a transcript; what comes after them is not read."""
+_MOST_NUMBER = 1e15  # nothing that is measured here is as large, and sums stay finite
 MOST_LABEL = 80
 """Characters of a title, a category and their like."""
 _TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
@@ -208,7 +208,7 @@ def _conditions(text: Any) -> dict[str, str]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < _MOST_NUMBER else None
 
 
 def _name(model: Any) -> str:

@@ -22,7 +22,7 @@ AGREE = 0.3
 WITNESS = 0.5
 """A model is a witness if the median of its word error rates is at most this; where fewer than two are, all are."""
 SHARED_WORDS = 0.15
-"""Of the distinct words of the shorter text; with fewer shared, the reference is of another language or another text."""
+"""Of the distinct words of the shorter text; with fewer shared, the reference is another language or another text."""
 REPEATED = 0.4
 """Of a reference's runs of three words: with as many that have been there before, it is taken for lyrics."""
 DISTINCT = 0.3
@@ -35,6 +35,8 @@ ENOUGH = 20
 """Words that a reference must have before its repetitions say something."""
 TOO_MANY, TOO_FEW = 3.0, 1 / 3
 """Words of the reference by those that the witnesses heard."""
+TOO_FAST, TOO_SLOW = 500, 5
+"""Words a minute of the reference; of languages whose letters count as words these are letters."""
 
 SHOWN = 240
 """Characters of the texts that are shown."""
@@ -55,6 +57,8 @@ THRESHOLDS = {
     "enough_words": ENOUGH,
     "too_many": TOO_MANY,
     "too_few": TOO_FEW,
+    "too_fast": TOO_FAST,
+    "too_slow": TOO_SLOW,
 }
 
 
@@ -95,7 +99,7 @@ def suspects(records: Records) -> list[Suspect]:
         heard = [texts.hypotheses[model] for model in heard_by]
         apart = max(_apart(one, other) for one, other in combinations(heard, 2))
         if apart <= AGREE:
-            guesses = tuple(guess(texts.reference, texts.normalised, heard))
+            guesses = tuple(guess(texts.reference, texts.normalised, heard, item.numbers.get("duration")))
             found.append(
                 Suspect(item, min(wers), apart, guesses, plain(texts.reference, SHOWN), plain(heard[0], SHOWN))
             )
@@ -111,13 +115,14 @@ def _apart(one: str, other: str) -> float:
     return float(needed("jiwer").wer(" ".join(long), " ".join(short)))
 
 
-def guess(reference: str, normalised: str, heard: Sequence[str]) -> list[str]:
+def guess(reference: str, normalised: str, heard: Sequence[str], seconds: float | None = None) -> list[str]:
     """What may be wrong with a reference, the surest first.
 
     Args:
         reference: as the subtitle has it.
         normalised: the same as it was compared.
         heard: the witnesses' hypotheses, normalised.
+        seconds: of the recording.
     """
     said, words = normalised.split(), [text.split() for text in heard]
     count = fmean(len(text) for text in words)
@@ -131,10 +136,11 @@ def guess(reference: str, normalised: str, heard: Sequence[str]) -> list[str]:
         found.append("search-engine spam: a list of keywords")
     elif _repeated(said) >= REPEATED:
         found.append("lyrics: lines come again and again")
-    if len(said) >= TOO_MANY * count:
-        found.append(f"too many words: {len(said):,}, and the models heard {count:,.0f}")
-    elif len(said) <= TOO_FEW * count:
-        found.append(f"too few words: {len(said):,}, and the models heard {count:,.0f}")
+    rate = 60 * len(said) / seconds if seconds else (TOO_FAST + TOO_SLOW) / 2
+    if len(said) >= TOO_MANY * count or rate >= TOO_FAST:
+        found.append(f"too many words for its length: {len(said):,}, and the models heard {count:,.0f}")
+    elif len(said) <= TOO_FEW * count or rate <= TOO_SLOW:
+        found.append(f"too few words for its length: {len(said):,}, and the models heard {count:,.0f}")
     if not found and _shared(said, words) <= SHARED_WORDS:
         found.append("another language or another text: hardly a word is shared")
     return found or ["other wording, or a part of the speech: some words are shared"]

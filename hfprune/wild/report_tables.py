@@ -44,7 +44,7 @@ def with_span(value: float | None, interval: list[float] | None, signed: bool = 
 
 
 def totals_rows(data: Mapping[str, Any], which: str = "all", model: str | None = None) -> Rows:
-    """A row a model over all items, or, with `which="without_suspects"`, over those whose references are not in doubt."""
+    """A row a model over all items, or, with `which="without_suspects"`, those whose references are not in doubt."""
     columns = (
         "model",
         "items",
@@ -100,7 +100,7 @@ def ranked_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
         )
         for row in rows
     ]
-    return Rows(("where it hurts most", "items", "dense WER", "pruned WER", "increase, points", "interval"), cells)
+    return Rows(("slice", "items", "dense WER", "pruned WER", "increase, points", "interval"), cells)
 
 
 def slice_rows(data: Mapping[str, Any], dimension: str, model: str | None = None) -> Rows:

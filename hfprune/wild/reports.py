@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.console import Group as Stack
 from hfprune.checkpoint.files import side_folder, write_text
 from hfprune.wild.page import render_page
 from hfprune.wild.report_alignment import align
-from hfprune.wild.report_card import write_section
+from hfprune.wild.report_card import read_card, write_section
 from hfprune.wild.report_plots import increase_plot, wer_plot
 from hfprune.wild.report_records import MEASURES, Item, Records, read_records
 from hfprune.wild.report_slices import FEW, LEVEL, increase, ranked, slices_of, summary
@@ -98,11 +97,22 @@ def report(
         ConfigError: jiwer is not installed.
     """
     records = read_records(place)
+    if card is not None:
+        read_card(card)  # what is wrong with it is told before anything is written
     found = WildReport(_data(records, samples, seed))
     found.save(records.path.parent if output is None else output)
     if card is not None:
         write_section(card, found.data, records.folders)
     return found
+
+
+def summarise(place: str | os.PathLike, *, samples: int = SAMPLES, seed: int = 0) -> WildReport:
+    """The same as `report`, and nothing is written.
+
+    Raises:
+        DataError, ConfigError: see `report`.
+    """
+    return WildReport(_data(read_records(place), samples, seed))
 
 
 def _data(records: Records, samples: int, seed: int) -> dict[str, Any]:
