@@ -31,7 +31,7 @@ _PUBLIC = {
     "sensitivity": "hfprune.analysis",
     "compare": "hfprune.analysis.strategies",
 }
-_MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline", "analysis")
+_MODULES = ("schedules", "config", "criteria", "profiling", "checkpoint", "training", "pipeline", "analysis", "wild")
 
 __all__ = [*_PUBLIC, "schedules"]
 

@@ -14,6 +14,7 @@ from hfprune.errors import ConfigError
 from hfprune.grid import Grid
 from hfprune.secrets import key_of_token
 from hfprune.strict import StrictModel, one_line
+from hfprune.study import Study
 
 Task = Literal["image-classification", "text-classification", "causal-lm", "speech-recognition"]
 Name = Annotated[str, Field(min_length=1)]
@@ -144,7 +145,7 @@ class OutputSection(StrictModel):
 class Recipe(StrictModel):
     """A whole run. `baseline` trains the dense model first: TrainingArguments fields, `epochs` among them, that replace
     those of `training` for that part. `training` holds any TrainingArguments field by its own name. `compare` says what
-    `hfprune compare` runs; a single run takes no notice of it.
+    `hfprune compare` runs, `wild` what `hfprune wild study` does; a single run takes no notice of them.
 
     Example:
         >>> recipe = Recipe.from_yaml("recipes/vit_hybrid.yaml", overrides=["pruning.target.ratio=.7"])
@@ -159,6 +160,7 @@ class Recipe(StrictModel):
     training: dict[str, Any] = Field(default_factory=dict)
     output: OutputSection
     compare: Grid | None = None
+    wild: Study | None = None
 
     @field_validator("baseline")
     @classmethod

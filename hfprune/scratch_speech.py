@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hfprune.scratch import END
+from hfprune.errors import ConfigError
 from hfprune.speech.audio import RATE
 
 LETTERS = string.ascii_lowercase + "'"
@@ -35,13 +36,16 @@ def small_wav2vec2(
     layers: int = 4,
     heads: int = 4,
     channels: int = 64,
+    kernels: list[int] | None = None,
+    strides: list[int] | None = None,
+    activation: str = "gelu",
     letters: str = LETTERS,
     stable_layer_norm: bool = False,
     dropout: float = 0.0,
 ) -> tuple[Wav2Vec2ForCTC, Wav2Vec2Processor]:
     """A Wav2Vec2 with random weights that writes letters, and its processor.
 
-    It hears a frame of 20 ms of sound of 16,000 samples a second. In a recipe it is the model
+    It hears sound of 16,000 samples a second. In a recipe it is the model
     `hfprune.scratch_speech:small_wav2vec2`, with these arguments under `model.args`.
 
     Source: Baevski 2020, arXiv 2006.11477; CTC after Graves 2006.
@@ -50,10 +54,19 @@ def small_wav2vec2(
         hidden_size, intermediate_size: widths of the residual stream and of the feed-forward part.
         layers, heads: transformer blocks, and attention heads of each.
         channels: of the convolutions that hear.
+        kernels, strides: theirs, one of each a convolution; by default a frame every 20 ms. Large ones at the start are
+            quicker.
+        activation: of convolutions and feed-forward parts; `relu` is quicker.
         letters: what it can write beside spaces; texts are written in the case that they know.
         stable_layer_norm: norms before the parts of a block, as in the large models.
         dropout: while training, wherever the architecture has some.
+
+    Raises:
+        ConfigError: the numbers of kernels and strides differ.
     """
+    kernels, strides = kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2]
+    if len(kernels) != len(strides):
+        raise ConfigError(f"model.args.strides: {len(kernels)} kernels need as many strides, not {len(strides)}")
     processor = Wav2Vec2Processor(
         feature_extractor=Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True, do_normalize=True),
         tokenizer=letter_tokenizer(letters),
@@ -65,10 +78,11 @@ def small_wav2vec2(
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        conv_dim=(channels,) * 5,
-        conv_kernel=(10, 5, 4, 4, 4),
-        conv_stride=(5, 4, 4, 2, 2),
-        num_feat_extract_layers=5,
+        conv_dim=(channels,) * len(kernels),
+        conv_kernel=kernels,
+        conv_stride=strides,
+        feat_extract_activation=activation,
+        hidden_act=activation,
         feat_extract_norm="layer",
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,

@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     **dict.fromkeys(("errors", "registry", "secrets", "stopping"), 1),
     **dict.fromkeys(("strict", "granularity", "target", "drop", "schedules", "methods"), 2),
-    **dict.fromkeys(("config", "strategy", "grid", "recipe"), 2),
+    **dict.fromkeys(("config", "strategy", "grid", "study", "recipe"), 2),
     **dict.fromkeys(
         ("bits", "weights", "units", "selection", "masks", "originals", "offloading", "sharding", "criteria"), 3
     ),
@@ -23,8 +23,8 @@ LEVELS = {
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "processing", "metrics", "scratch", "scratch_speech", "training"), 6),
-    **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare"), 7),
-    **dict.fromkeys(("terminal", "analysis", "remeasure"), 7),
+    **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare", "cli_study", "cli_wild"), 7),
+    **dict.fromkeys(("terminal", "analysis", "remeasure", "wild"), 7),
 }
 
 
