@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from hfprune.analysis.methods import Scale, fitted
+from hfprune.analysis.rescored import Rescored
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.errors import CheckpointError, TrainingDiverged
@@ -106,6 +107,7 @@ def run_cell(
     keep: bool,
     tell: Tell,
     scale: Scale | None = None,
+    rescored: Rescored | None = None,
 ) -> dict[str, Any]:
     """Runs one cell and writes its result; goes on from a checkpoint where an interruption left one.
 
@@ -117,6 +119,7 @@ def run_cell(
         keep: save the pruned model too.
         tell: told of every optimizer step.
         scale: weighs the model that is left, where methods are compared.
+        rescored: tries it on n-best lists, where the grid names some.
 
     Returns:
         The result, as `RESULT_FILE` holds it. A run whose loss stopped being a number has no value but the reason.
@@ -150,6 +153,9 @@ def run_cell(
         **facts,
         **_of_method(cell, trainer, scale if not reason else None),
     }
+    if rescored is not None and not reason:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        result["rescoring"] = rescored.measure(model, scale.dense)
     folder.mkdir(parents=True, exist_ok=True)
     if keep and not reason:
         save_pretrained(trainer.model, folder, trainer.masks, trainer.processing_class)
