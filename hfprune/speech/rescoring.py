@@ -137,13 +137,17 @@ class LanguageModel:
         self.end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.device = next(model.parameters()).device
 
-    def log_probabilities(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def log_probabilities(self, texts: Sequence[str], end: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """In nats, and the numbers of tokens that were scored: (texts,) each.
+
+        Args:
+            texts: any strings.
+            end: score that they end, too.
 
         Raises:
             ModelError: a text is longer than the model takes, or the tokenizer is not the model's.
         """
-        sequences = [[self.begin, *ids, *self.end] for ids in self._encoded(texts)]
+        sequences = [[self.begin, *ids, *(self.end if end else [])] for ids in self._encoded(texts)]
         self._check(sequences)
         sums = np.zeros(len(texts))
         for start in range(0, len(sequences), self.batch_size):
