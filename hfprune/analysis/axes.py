@@ -213,7 +213,9 @@ class AxesComparison(Comparison):
         text = io.StringIO()
         speed = [f"speedup_batch_{batch}" for batch in batches]
         words = ["wer", "milliseconds"] if self.rescored is not None else []
-        writer = csv.DictWriter(text, [*_COLUMNS, *words, *speed, *COSTS, "failed"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            text, [*_COLUMNS, *words, *speed, *COSTS, "failed"], extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         for run in self.runs:
             model = run.get("model", {})

@@ -39,9 +39,7 @@ class Rescored:
         if recipe.data.task != "causal-lm":
             raise ConfigError(f"compare.rescore: ranks with language models, and data.task is {recipe.data.task}")
         self.tokenizer = tokenizer
-        test, development = (
-            simulated_lists(recipe.data, wanted) if wanted.lists == SIMULATED else _from_files(wanted)
-        )
+        test, development = simulated_lists(recipe.data, wanted) if wanted.lists == SIMULATED else _from_files(wanted)
         self.test = Lists(usable(test[: wanted.utterances])[0])
         self.development = None
         if development is not None:
@@ -82,10 +80,14 @@ def simulated_lists(section: DataSection, wanted: Rescore) -> tuple[list[NBest],
             raise ConfigError(f"compare.rescore: simulated lists are made of the splits train, validation and test; "
                               f"'{section.name}' has no '{name}'; {did_you_mean(name, splits)}")  # fmt: skip
     if section.eval_split != _DEVELOPMENT or section.train_split in (_DEVELOPMENT, _TEST):
-        raise ConfigError("data.eval_split: say `validation`; the lists are made of `test`, which no model may have seen")
+        raise ConfigError(
+            "data.eval_split: say `validation`; the lists are made of `test`, which no model may have seen"
+        )
     texts = {name: _texts(splits[name], section) for name in (section.train_split, _DEVELOPMENT, _TEST)}
     channel = Channel(texts[section.train_split], wanted.noise, wanted.hypotheses, wanted.seed)
-    short = {name: [text for text in texts[name] if len(text.split()) <= wanted.words] for name in (_TEST, _DEVELOPMENT)}
+    short = {
+        name: [text for text in texts[name] if len(text.split()) <= wanted.words] for name in (_TEST, _DEVELOPMENT)
+    }
     if not all(short.values()):
         raise ConfigError(f"compare.rescore.words: no text of '{section.name}' is as short as {wanted.words} words")
     test, development = (channel(short[name][: wanted.utterances]) for name in (_TEST, _DEVELOPMENT))

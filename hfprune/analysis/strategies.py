@@ -306,7 +306,9 @@ class _Work:
             trainer = trainer_of(self.job, self.dense, cell, self.place(cell), self.updates)
             tell = lambda step: self.tell(cell.words, before + step, total)  # noqa: E731
             where = self.place(cell)
-            self.results[cell.key] = run_cell(trainer, cell, where, self.facts, self.keep, tell, self.scale, self.rescored)
+            self.results[cell.key] = run_cell(
+                trainer, cell, where, self.facts, self.keep, tell, self.scale, self.rescored
+            )
         self.line(cell, self.results[cell.key])
         return True
 

@@ -102,7 +102,9 @@ class Channel:
             for word, row in zip(some, edits, strict=True):
                 heard = sounds(word)
                 places = np.argsort(row, kind="stable")[:_LOOK]
-                ranked = sorted((distance(heard, self.spelt[i]), self.words[i]) for i in places if self.words[i] != word)
+                ranked = sorted(
+                    (distance(heard, self.spelt[i]), self.words[i]) for i in places if self.words[i] != word
+                )
                 self.near[word] = [(other, apart) for apart, other in ranked[:_CHOICES]]
 
     @staticmethod

@@ -33,7 +33,12 @@ class Beam:
 
 
 def prefix_beam_search(
-    log_probabilities: np.ndarray, *, blank: int = 0, width: int = 16, units: int | None = None, bonus: Bonus | None = None
+    log_probabilities: np.ndarray,
+    *,
+    blank: int = 0,
+    width: int = 16,
+    units: int | None = None,
+    bonus: Bonus | None = None,
 ) -> list[Beam]:
     """The likeliest unit sequences, best first.
 
@@ -89,7 +94,9 @@ def _best(grown: dict[Prefix, list[float]], width: int, bonus: Bonus | None) -> 
     totals = [float(np.logaddexp(*grown[prefix])) for prefix in prefixes]
     if bonus is not None:
         totals = [total + more for total, more in zip(totals, bonus(prefixes, False), strict=True)]
-    return [prefix for _, prefix in sorted(zip(totals, prefixes, strict=True), key=lambda one: (-one[0], one[1]))[:width]]
+    return [
+        prefix for _, prefix in sorted(zip(totals, prefixes, strict=True), key=lambda one: (-one[0], one[1]))[:width]
+    ]
 
 
 class WordFusion:

@@ -178,7 +178,9 @@ class LanguageModel:
         ids, mask = ids.to(self.device), mask.to(self.device)
         logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+        losses = nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
+        )
         return -losses.sum(1).double().cpu().numpy()
 
     def score(self, one: NBest) -> tuple[np.ndarray, float]:
@@ -214,12 +216,11 @@ def choose(lists: Lists, language: np.ndarray, rows: np.ndarray | None = None) -
         best = _finite(lists.totals(language, *choice))[rows].argmax(1)
         return lists.wer(best, rows), choice[0], abs(choice[1])
 
-    return min(product(WEIGHTS, PENALTIES), key=key)
+    weights = (0.0,) if np.isnan(language).any() else WEIGHTS
+    return min(product(weights, PENALTIES), key=key)
 
 
-def rescore(
-    model: LanguageModel, test: Lists, development: Lists | None = None, tell: Tell | None = None
-) -> Rescoring:
+def rescore(model: LanguageModel, test: Lists, development: Lists | None = None, tell: Tell | None = None) -> Rescoring:
     """Ranks n-best lists anew, and measures the result.
 
     Example:
@@ -268,7 +269,7 @@ def rescore(
 
 
 def _finite(totals: np.ndarray) -> np.ndarray:
-    """Where the language model gives no number the hypothesis comes last; a model that gives none changes nothing."""
+    """Where the language model gives no number the hypothesis comes last."""
     return np.where(np.isnan(totals), -np.inf, totals)
 
 

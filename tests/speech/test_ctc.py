@@ -97,9 +97,7 @@ def test_a_language_model_turns_the_choice():
     assert prefix_beam_search(close, bonus=WordFusion(Counting(), ["", " ", "a", "b"], 1.0))[0].ids == (3, 1)
 
 
-@pytest.mark.parametrize(
-    ("frames", "blank"), [(np.zeros(3), 0), (np.zeros((2, 3)), 3), (np.full((2, 3), np.nan), 0)]
-)
+@pytest.mark.parametrize(("frames", "blank"), [(np.zeros(3), 0), (np.zeros((2, 3)), 3), (np.full((2, 3), np.nan), 0)])
 def test_what_is_no_ctc_output(frames, blank):
     with pytest.raises(DataError, match="log-probabilities"):
         prefix_beam_search(frames, blank=blank)
