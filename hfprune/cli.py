@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hfprune.cli_compare import compare
+from hfprune.cli_rescore import rescore
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
 
@@ -259,6 +260,7 @@ def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
 
 
 app.command()(compare)
+app.command()(rescore)
 
 
 _CheckpointArgument = Annotated[str, typer.Argument(help="A checkpoint folder, or OWNER/NAME on the Hub.")]

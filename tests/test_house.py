@@ -23,7 +23,7 @@ LEVELS = {
     **dict.fromkeys(("checkpoint", "loader", "report", "hub", "inspection"), 5),
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "metrics", "scratch", "training"), 6),
-    **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare"), 7),
+    **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli", "cli_compare", "cli_rescore"), 7),
     **dict.fromkeys(("terminal", "analysis", "remeasure"), 7),
 }
 

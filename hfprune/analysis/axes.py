@@ -150,9 +150,9 @@ class AxesComparison(Comparison):
         lines += self._judged("the claims of arXiv 2310.03424 on these runs:")
         if self.rescored is not None:
             found = next(run["dense_rescoring"] for run in self.runs if "dense_rescoring" in run)
-            lines.append(f"WER: after each list of hypotheses was ranked anew with the model, weight and penalty chosen "
-                         f"on other utterances; the recogniser's own choice {percent(found['first_best_wer'])}, the best "
-                         f"that the lists allow {percent(found['oracle_wer'])}; ms: for the hypotheses of an utterance "
+            lines.append(f"WER: each list of hypotheses ranked anew with the model, weight and penalty chosen on other "
+                         f"utterances; the recogniser's own choice {percent(found['first_best_wer'])}, the best that "
+                         f"the lists allow {percent(found['oracle_wer'])}; ms: for an utterance's hypotheses "
                          f"({found['hypotheses'] / found['utterances']:.0f}), the median; dense "
                          f"{found['milliseconds']:.1f}")  # fmt: skip
             lines += self.rescored._judged("the claims by the word error rate, and by the speed for an utterance:")
@@ -235,7 +235,7 @@ class AxesComparison(Comparison):
 
 
 def _by_words(run: dict[str, Any]) -> dict[str, Any]:
-    """A run's result with the word error rate for its value, and an utterance's hypotheses as the batch of its speed."""
+    """A run's result with the word error rate for its value, and an utterance's hypotheses for the batch of its speed."""
     dense, found = run["dense_rescoring"], run.get("rescoring")
     own = {"main_metric": "wer", "greater_is_better": False, "dense": dense["wer"], "value": None}
     if found is not None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from hfprune.checkpoint.load import from_pretrained
+from hfprune.checkpoint.tensors import bytes_on_disk
 from hfprune.data.columns import named_columns
 from hfprune.data.sources import open_splits
-from hfprune.errors import ConfigError
+from hfprune.errors import ConfigError, ModelError
 from hfprune.grid import SIMULATED, Rescore
-from hfprune.recipe import DataSection, Recipe
+from hfprune.models import load_model, processing_class_of
+from hfprune.recipe import DataSection, ModelSection, Recipe
 from hfprune.registry import did_you_mean
 from hfprune.speech.channel import Channel
 from hfprune.speech.nbest import NBest, read_nbest, usable
-from hfprune.speech.rescoring import LanguageModel, Lists, rescore
+from hfprune.speech.rescoring import LanguageModel, Lists, Tell, rescore
 
 _DEVELOPMENT, _TEST = "validation", "test"
 _TURNS = 48
@@ -65,6 +70,41 @@ class Rescored:
         before, after = (statistics.median(turn[side] for turn in turns) for side in (0, 1))
         faster = statistics.median(dense_time / time for dense_time, time in turns)
         return found | {"milliseconds": after, "dense_milliseconds": before, "speedup": faster}
+
+
+def rescore_with(
+    name: str, test: Lists, development: Lists | None = None, batch_size: int = 32, tell: Tell | None = None
+) -> dict[str, Any]:
+    """What a saved language model makes of n-best lists: `Rescoring.to_dict`, and its `bytes`, on disk for a folder.
+
+    Args:
+        name: a checkpoint folder, which is compared with its record first, or a name on the Hub.
+        test, development, tell: as `speech.rescoring.rescore` takes them.
+        batch_size: hypotheses at once.
+
+    Raises:
+        HfpruneError: it can't be loaded, is no causal language model, or can't take the hypotheses.
+    """
+    section, folder = ModelSection.named(name), Path(name).expanduser()
+    if folder.is_dir():
+        model = from_pretrained(folder)
+        _check_causal(model, name)
+        tokenizer = processing_class_of(folder, section, "causal-lm")
+        size = bytes_on_disk(folder)
+    else:
+        loaded = load_model(section, "causal-lm", None)
+        model, tokenizer = loaded.model, loaded.processing_class
+        _check_causal(model, name)
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if torch.cuda.is_available():
+        model.cuda()
+    return rescore(LanguageModel(model, tokenizer, batch_size), test, development, tell).to_dict() | {"bytes": size}
+
+
+def _check_causal(model: nn.Module, name: str) -> None:
+    config = getattr(model, "config", None)
+    if config is None or not model.can_generate() or config.is_encoder_decoder:
+        raise ModelError(f"'{name}' holds {type(model).__name__}, which is no causal language model")
 
 
 def simulated_lists(section: DataSection, wanted: Rescore) -> tuple[list[NBest], list[NBest]]:

@@ -288,7 +288,8 @@ class _Work:
             self.scale = Scale(self.dense, self.job.example(), self.recipe.output.batch_sizes, self.folder)
         if self.rescored is not None:
             self.facts["dense_rescoring"] = self.rescored.measure(self.dense)
-        words = f"dense: {self.shown(self.facts['dense'])}{_word_errors(self.facts.get('dense_rescoring'))}; {len(self.left())} of {len(self.cells)} runs to make"
+        words = f"dense: {self.shown(self.facts['dense'])}{_word_errors(self.facts.get('dense_rescoring'))}; "
+        words += f"{len(self.left())} of {len(self.cells)} runs to make"
         self.console.print(words, highlight=False)
         while left := self.left():
             if not any([self.try_one(cell) for cell in left]):

@@ -57,8 +57,8 @@ def python_sentences() -> dict[str, Dataset]:
     """English sentences as they would be said, small letters without marks: those of `python_docs` and of the standard
     library's docstrings that are made of 4 to 20 plain words, each once; some 12,000.
 
-    Of every ten neighbouring groups of 20, one is to evaluate on (`validation`) and one, `test`, is for what comes last.
-    They come with every Python, and differ a little between its versions.
+    Of every ten neighbouring groups of 20, one is to evaluate on (`validation`) and one is kept for what comes
+    last (`test`). They come with every Python, and differ a little between its versions.
     """
     found = list(_sentences())
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}

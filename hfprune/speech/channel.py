@@ -42,8 +42,8 @@ def sounds(word: str) -> str:
 
 
 def distance(one: str, other: str) -> float:
-    """Between two phonetic spellings: edits, of which those between sounds of a kind (b and p, two vowels) cost 0.4, and
-    those of a vowel or an h that comes or goes 0.5."""
+    """Between two phonetic spellings: edits, of which a swap within a kind (b and p, two vowels) costs 0.4, and a vowel
+    or an h that comes or goes 0.5."""
     row = [0.0]
     for letter in other:
         row.append(row[-1] + _gap(letter))

@@ -42,8 +42,8 @@ def prefix_beam_search(
 ) -> list[Beam]:
     """The likeliest unit sequences, best first.
 
-    Of each prefix two sums over alignments are kept, of those that end in a blank and those that do not; after every frame
-    the `width` prefixes with the highest sum and bonus stay. Source: Graves 2006 (CTC); Hannun 2014, arXiv 1408.2873.
+    Of each prefix two sums over alignments are kept, of those that end in a blank and those that do not; after every
+    frame the `width` prefixes with the highest sum and bonus stay. Source: Graves 2006 (CTC); Hannun 2014, arXiv 1408.2873.
 
     Args:
         log_probabilities: (frames, units) in nats.
@@ -100,9 +100,9 @@ def _best(grown: dict[Prefix, list[float]], width: int, bonus: Bonus | None) -> 
 
 
 class WordFusion:
-    """Shallow fusion at the ends of words: a prefix's bonus is weight x the language model's log-probability of its whole
-    words + penalty x their number. A word counts once the unit between words follows it, or the utterance ends; the end
-    of the text is scored only then. What was asked once is remembered.
+    """Shallow fusion at the ends of words: a prefix's bonus is weight x the language model's log-probability of its
+    whole words + penalty x their number. A word counts once the unit between words follows it, or the utterance ends;
+    the end of the text is scored only then. What was asked once is remembered.
 
     Source: Gulcehre 2015, arXiv 1503.03535.
 

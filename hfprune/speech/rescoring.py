@@ -123,8 +123,8 @@ class LanguageModel:
 
     Args:
         model: any with a language-modelling head, dense or pruned; left in evaluation mode.
-        tokenizer: its tokenizer. A text begins after the beginning-of-text token, or the end-of-text token where there is
-            none, and its end is scored too where the tokenizer has such a token.
+        tokenizer: its tokenizer. A text begins after the beginning-of-text token, or the end-of-text token where there
+            is none, and its end is scored too where the tokenizer has such a token.
         batch_size: texts at once, padded right to the longest.
     """
 
