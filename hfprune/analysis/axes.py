@@ -235,7 +235,7 @@ class AxesComparison(Comparison):
 
 
 def _by_words(run: dict[str, Any]) -> dict[str, Any]:
-    """A run's result with the word error rate for its value, and an utterance's hypotheses for the batch of its speed."""
+    """A run's result with the word error rate for its value, and the hypotheses of an utterance as the batch timed."""
     dense, found = run["dense_rescoring"], run.get("rescoring")
     own = {"main_metric": "wer", "greater_is_better": False, "dense": dense["wer"], "value": None}
     if found is not None:

@@ -43,7 +43,7 @@ def prefix_beam_search(
     """The likeliest unit sequences, best first.
 
     Of each prefix two sums over alignments are kept, of those that end in a blank and those that do not; after every
-    frame the `width` prefixes with the highest sum and bonus stay. Source: Graves 2006 (CTC); Hannun 2014, arXiv 1408.2873.
+    frame the `width` prefixes with the highest sum and bonus stay. Source: Graves 2006; Hannun 2014, arXiv 1408.2873.
 
     Args:
         log_probabilities: (frames, units) in nats.
