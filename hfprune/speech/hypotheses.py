@@ -59,7 +59,7 @@ def written(
     """
     inputs = processor(samples, sampling_rate=RATE, return_tensors="pt").to(next(model.parameters()).device)
     prompt = {"decoder_input_ids": whisper_prompt(model, inputs, language)} if _is_whisper(model) else {}
-    # Whisper's own generate takes several sequences to be several recordings, and so gives the best one again and again.
+    # Whisper's own generate takes several sequences for several recordings, and gives the best one again and again.
     found = GenerationMixin.generate(
         model,
         **inputs,
