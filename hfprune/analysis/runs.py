@@ -151,11 +151,8 @@ def run_cell(
         "cost": _cost(trainer),
         "targets": [step.target for step in steps],
         **facts,
-        **_of_method(cell, trainer, scale if not reason else None),
+        **_of_method(cell, trainer, *((scale, rescored) if not reason else ())),
     }
-    if rescored is not None and not reason:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        result["rescoring"] = rescored.measure(model, scale.dense)
     folder.mkdir(parents=True, exist_ok=True)
     if keep and not reason:
         save_pretrained(trainer.model, folder, trainer.masks, trainer.processing_class)
@@ -173,8 +170,10 @@ def _cost(trainer: GridTrainer) -> dict[str, float]:
     }
 
 
-def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[str, Any]:
-    """What a result says of its method, and of the model that is left."""
+def _of_method(
+    cell: Cell, trainer: GridTrainer, scale: Scale | None = None, rescored: Rescored | None = None
+) -> dict[str, Any]:
+    """What a result says of its method, of the model that is left, and of what it makes of n-best lists."""
     if cell.method is None:
         return {}
     said = {
@@ -186,7 +185,12 @@ def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[st
         "measured": trainer.method.measured,
         "removal": trainer.pruning.is_structural,
     }
-    return said | ({"model": scale.weigh(trainer)} if scale is not None else {})
+    if scale is not None:
+        said["model"] = scale.weigh(trainer)
+    if rescored is not None:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        said["rescoring"] = rescored.measure(model, scale.dense)
+    return said
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
