@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hfprune.cli_compare import compare
+from hfprune.cli_rescore import rescore
 from hfprune.cli_wild import app as wild
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
@@ -260,6 +261,7 @@ def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
 
 
 app.command()(compare)
+app.command()(rescore)
 app.add_typer(wild, name="wild")
 
 

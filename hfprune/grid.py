@@ -23,6 +23,44 @@ DEFAULT_RATIOS = [0.5, 0.7, 0.8, 0.88, 0.92, 0.96]
 DEFAULT_SIZES = [0.7, 0.5, 0.3]
 
 
+SIMULATED = "simulated"
+
+
+class Rescore(StrictModel):
+    """The recipe's `compare.rescore:`: n-best lists of a recogniser that every run's language model ranks anew. A bare
+    name stands for `lists`.
+
+    Attributes:
+        lists: a file of JSON lines (`hfprune.speech.nbest`), or `simulated`: the data's split `test` through a noisy
+            channel (`hfprune.speech.channel`).
+        development: another file, on which the weight of the language model is chosen; by default each half of the
+            lists is ranked with what the other half chose. Simulated lists have the split `validation` for it.
+        utterances: use only the first so many of each.
+        words: of a simulated utterance, at most; longer texts are left out.
+        hypotheses: the most of a simulated list.
+        noise: of the simulated acoustic scores, where a swap of unlike sounds costs 1.
+        seed: of that noise.
+    """
+
+    lists: Annotated[str, Field(min_length=1)]
+    development: str | None = None
+    utterances: Annotated[int, Field(ge=2)] | None = None
+    words: Annotated[int, Field(ge=1)] = 10
+    hypotheses: Annotated[int, Field(ge=1)] = 16
+    noise: Annotated[float, Field(ge=0)] = 0.35
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rescore:
+        simulated = self.lists == SIMULATED
+        if simulated and self.development is not None:
+            raise ValueError("development: simulated lists have their own, from the split validation; leave it out")
+        for key in ("words", "hypotheses", "noise", "seed"):
+            if not simulated and key in self.model_fields_set:
+                raise ValueError(f"{key}: says how lists are simulated, and '{self.lists}' is a file; leave it out")
+        return self
+
+
 class Grid(StrictModel):
     """The recipe's `compare:` section: every schedule at every ratio with every criterion, each with every seed; with
     `methods` also every method, at every size in place of a ratio.
@@ -40,6 +78,7 @@ class Grid(StrictModel):
             other iterative schedules take as many, the hybrid as few as its own steps need.
         budget: epochs of fine-tuning a run, over all its steps; several are compared one beside another.
         patience: instead: every step fine-tunes until so many evaluations brought nothing.
+        rescore: with methods, of language models: n-best lists on which every run's word error rate is measured.
     """
 
     methods: list[Method] | None = None
@@ -52,6 +91,12 @@ class Grid(StrictModel):
     largest_step: Annotated[float, Field(ge=1e-3, lt=1)] | None = None
     budget: Epochs | list[Epochs] | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
+    rescore: Rescore | None = None
+
+    @field_validator("rescore", mode="before")
+    @classmethod
+    def _bare_lists(cls, rescore: Any) -> Any:
+        return {"lists": rescore} if isinstance(rescore, str) else rescore
 
     @field_validator("schedules")
     @classmethod
@@ -98,6 +143,8 @@ class Grid(StrictModel):
             raise ValueError("sizes: need methods, such as [unstructured, structured, low_rank]; or give ratios")
         if self.methods is not None and self.ratios is not None:
             raise ValueError("ratios: methods are compared at sizes, the fraction that is left; give sizes instead")
+        if self.methods is None and self.rescore is not None:
+            raise ValueError("rescore: needs methods, such as [unstructured, structured, low_rank]")
         return self
 
     @property

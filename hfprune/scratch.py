@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hfprune.data.builtin import python_docs
+from hfprune.data.builtin import builtin
 
 END = "<|endoftext|>"
 
@@ -19,8 +19,9 @@ def small_llama(
     heads: int = 4,
     kv_heads: int = 2,
     positions: int = 256,
+    text: str = "python_docs",
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A Llama with random weights, and a byte-level tokenizer made from the embedded text `python_docs`.
+    """A Llama with random weights, and a byte-level tokenizer made from an embedded text.
 
     In a recipe it is the model `hfprune.scratch:small_llama`, with these arguments under `model.args`.
 
@@ -30,8 +31,9 @@ def small_llama(
         layers: decoder blocks.
         heads, kv_heads: attention heads, and those of keys and values.
         positions: the longest sequence, in tokens.
+        text: `python_docs`, or `python_sentences`.
     """
-    tokenizer = byte_tokenizer(python_docs()["train"]["text"], vocabulary)
+    tokenizer = byte_tokenizer(builtin[text]()["train"]["text"], vocabulary)
     end = tokenizer.eos_token_id
     config = LlamaConfig(
         vocab_size=len(tokenizer),

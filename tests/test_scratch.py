@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfprune import Recipe
-from hfprune.data.builtin import python_docs
+from hfprune.data.builtin import python_docs, python_sentences, spoken_sentences
 from hfprune.errors import ModelError
 from hfprune.models import load_model
 from hfprune.pipeline import run
@@ -27,6 +27,16 @@ def test_the_embedded_text_is_large_and_parted():
     assert python_docs()["train"]["text"][:] == texts["train"][:]
 
 
+def test_the_embedded_sentences_are_plain_words_each_in_one_part():
+    parts = {name: part["text"][:] for name, part in python_sentences().items()}
+    every = [text for texts in parts.values() for text in texts]
+    assert len(every) == len(set(every)) > 5_000 and set(parts) == {"train", "validation", "test"}
+    assert all(4 <= len(text.split()) <= 20 and set(text) <= set("abcdefghijklmnopqrstuvwxyz' ") for text in every)
+    assert 0.05 < len(parts["test"]) / len(every) < 0.15
+    said = "Note that it's *not* a problem.\n\nSee PEP 8 for more of this.  Too short."
+    assert list(spoken_sentences(said)) == ["note that it's not a problem"]
+
+
 def test_the_tokenizer_writes_down_any_text_and_is_the_same_every_time(tmp_path):
     _, tokenizer = small_llama(**TINY)
     text = "def f(x):\n\treturn x  # größer, 大きい, 🙂"
@@ -34,6 +44,7 @@ def test_the_tokenizer_writes_down_any_text_and_is_the_same_every_time(tmp_path)
     assert tokenizer.decode(ids) == text
     assert len(tokenizer) == 300
     assert small_llama(**TINY)[1](text)["input_ids"] == ids
+    assert small_llama(**TINY, text="python_sentences")[1](text)["input_ids"] != ids
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
 

@@ -18,7 +18,7 @@ from hfprune.analysis.axes_claims import AxesGroup, claims
 from hfprune.analysis.comparison import COSTS, Comparison
 from hfprune.analysis.verdicts import Claim, sentence
 from hfprune.profiling import human_bytes
-from hfprune.report.tables import UNKNOWN, title
+from hfprune.report.tables import UNKNOWN, percent, title
 
 FRONTS = ("speed", "bytes")
 _PLACE = ("method", "criterion", "schedule", "size", "budget", "patience")
@@ -80,6 +80,14 @@ class AxesComparison(Comparison):
         """The source's claims on its three axes, each confirmed, not confirmed or undecided by these runs."""
         return claims(self.measure, self.groups)
 
+    @cached_property
+    def rescored(self) -> AxesComparison | None:
+        """The same runs judged by the word error rate after rescoring, and by their speed at an utterance's hypotheses;
+        None where the grid names no n-best lists."""
+        if not any("dense_rescoring" in run for run in self.runs):
+            return None
+        return AxesComparison([_by_words(run) for run in self.runs], self.planned)
+
     def pareto(self, cost: str) -> list[AxesGroup]:
         """The results that no other beats in the metric and in one cost, of all sizes; the cheapest last.
 
@@ -109,6 +117,9 @@ class AxesComparison(Comparison):
         batches = self._batches()
         names = ["size", "method", "criterion", "schedule", *(["length"] if several else []), title(measure.name)]
         names += ["left", "on disk", *(f"batch {batch}" for batch in batches), "seconds", "scored", "front"]
+        if self.rescored is not None:
+            head += f"; WER {self.rescored.measure.show(self.rescored.measure.dense)}"
+            names[names.index("left") : names.index("left")] = ["WER", "ms"]
         for name in names:
             words = name in ("method", "criterion", "schedule", "front")
             table.add_column(name, justify="left" if words else "right", no_wrap=True)
@@ -136,9 +147,20 @@ class AxesComparison(Comparison):
                      "included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, in turns "
                      "with it; scored: batches seen for scores; front: nothing here is better at as much speed (at the "
                      "largest batch), as few bytes, or both")  # fmt: skip
-        lines += [f"* {text}" for text in self.sentences]
-        lines.append("the claims of arXiv 2310.03424 on these runs:")
-        return lines + [f"{claim.number}. {claim.text}: {claim.verdict}. {claim.numbers}" for claim in self.claims]
+        lines += self._judged("the claims of arXiv 2310.03424 on these runs:")
+        if self.rescored is not None:
+            found = next(run["dense_rescoring"] for run in self.runs if "dense_rescoring" in run)
+            lines.append(f"WER: each list of hypotheses ranked anew with the model, weight and penalty chosen on other "
+                         f"utterances; the recogniser's own choice {percent(found['first_best_wer'])}, the best that "
+                         f"the lists allow {percent(found['oracle_wer'])}; ms: for an utterance's hypotheses "
+                         f"({found['hypotheses'] / found['utterances']:.0f}), the median; dense "
+                         f"{found['milliseconds']:.1f}")  # fmt: skip
+            lines += self.rescored._judged("the claims by the word error rate, and by the speed for an utterance:")
+        return lines
+
+    def _judged(self, head: str) -> list[str]:
+        said = [f"{claim.number}. {claim.text}: {claim.verdict}. {claim.numbers}" for claim in self.claims]
+        return [*(f"* {text}" for text in self.sentences), head, *said]
 
     def _cells(self, group: AxesGroup, several: bool) -> list[str]:
         measure = self.measure
@@ -148,9 +170,19 @@ class AxesComparison(Comparison):
         cells += [*([group.length] if several else []), f"{measure.show(group.mean)}{spread}{failed}"]
         batches = self._batches()
         if not group.values:
-            return [*cells, *[UNKNOWN] * (4 + len(batches))]
+            return [*cells, *[UNKNOWN] * (4 + len(batches) + 2 * (self.rescored is not None))]
+        if self.rescored is not None:
+            cells += self.rescored._words(group)
         cells += [f"{group.nonzero:.1%}", human_bytes(group.bytes), *(f"{group.speedup[b]:.2f}x" for b in batches)]
         return [*cells, f"{group.costs['seconds']:.1f}", f"{group.costs['scoring_batches']:.0f}"]
+
+    def _words(self, other: AxesGroup) -> list[str]:
+        """The word error rate and the milliseconds an utterance of what another comparison of these runs groups."""
+        keys = ("method", "criterion", "schedule", "size", "length")
+        group = next(g for g in self.groups if all(getattr(g, key) == getattr(other, key) for key in keys))
+        spread = "" if group.sd is None else f" ± {self.measure.difference(group.sd)}"
+        (spent,) = group.latency_ms.values()
+        return [f"{self.measure.show(group.mean)}{spread}", f"{spent:.1f}"]
 
     def _batches(self) -> list[str]:
         return sorted({batch for group in self.groups for batch in group.speedup}, key=int)
@@ -168,23 +200,46 @@ class AxesComparison(Comparison):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return super().to_dict() | {"dense_model": self._dense_model()}
+        values = super().to_dict() | {"dense_model": self._dense_model()}
+        if self.rescored is not None:
+            words = self.rescored.to_dict()
+            kept = ("metric", "greater_is_better", "dense", "groups", "pareto", "sentences", "claims")
+            values["rescored"] = {key: words[key] for key in kept}
+        return values
 
     def to_csv(self) -> str:
         """One line a run, the columns named in the first."""
         batches = self._batches()
         text = io.StringIO()
         speed = [f"speedup_batch_{batch}" for batch in batches]
-        writer = csv.DictWriter(text, [*_COLUMNS, *speed, *COSTS, "failed"], extrasaction="ignore", lineterminator="\n")
+        words = ["wer", "milliseconds"] if self.rescored is not None else []
+        writer = csv.DictWriter(
+            text, [*_COLUMNS, *words, *speed, *COSTS, "failed"], extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         for run in self.runs:
             model = run.get("model", {})
             own = {f"speedup_batch_{batch}": value for batch, value in model.get("speedup", {}).items()}
-            writer.writerow({**model, **own, **run, **run["cost"]})
+            spoken = {key: run.get("rescoring", {}).get(key) for key in words}
+            writer.writerow({**model, **own, **spoken, **run, **run["cost"]})
         return text.getvalue()
 
     def pictures(self) -> dict[str, Callable[[dict[str, Any], Path], Path]]:
         """Name to what draws it from a report."""
         from hfprune.report.axes import sizes_plot, speed_plot
 
-        return {"sizes.png": sizes_plot, "speed.png": speed_plot}
+        drawn = {"sizes.png": sizes_plot, "speed.png": speed_plot}
+        if self.rescored is not None:
+            drawn["wer.png"] = lambda report, path: sizes_plot(report["rescored"], path)
+        return drawn
+
+
+def _by_words(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's result with the word error rate for its value, and the hypotheses of an utterance as the batch timed."""
+    dense, found = run["dense_rescoring"], run.get("rescoring")
+    own = {"main_metric": "wer", "greater_is_better": False, "dense": dense["wer"], "value": None}
+    if found is not None:
+        batch = str(round(found["hypotheses"] / found["utterances"]))
+        speed = {"speedup": {batch: found["speedup"]}, "latency_ms": {batch: found["milliseconds"]}}
+        own |= {"value": found["wer"], "model": run["model"] | speed}
+    return {key: value for key, value in run.items() if key != "dense_rescoring"} | own

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from hfprune.analysis.methods import Scale, fitted
+from hfprune.analysis.rescored import Rescored
 from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import save_pretrained
 from hfprune.errors import CheckpointError, TrainingDiverged
@@ -106,6 +107,7 @@ def run_cell(
     keep: bool,
     tell: Tell,
     scale: Scale | None = None,
+    rescored: Rescored | None = None,
 ) -> dict[str, Any]:
     """Runs one cell and writes its result; goes on from a checkpoint where an interruption left one.
 
@@ -117,6 +119,7 @@ def run_cell(
         keep: save the pruned model too.
         tell: told of every optimizer step.
         scale: weighs the model that is left, where methods are compared.
+        rescored: tries it on n-best lists, where the grid names some.
 
     Returns:
         The result, as `RESULT_FILE` holds it. A run whose loss stopped being a number has no value but the reason.
@@ -148,7 +151,7 @@ def run_cell(
         "cost": _cost(trainer),
         "targets": [step.target for step in steps],
         **facts,
-        **_of_method(cell, trainer, scale if not reason else None),
+        **_of_method(cell, trainer, *((scale, rescored) if not reason else ())),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if keep and not reason:
@@ -167,8 +170,10 @@ def _cost(trainer: GridTrainer) -> dict[str, float]:
     }
 
 
-def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[str, Any]:
-    """What a result says of its method, and of the model that is left."""
+def _of_method(
+    cell: Cell, trainer: GridTrainer, scale: Scale | None = None, rescored: Rescored | None = None
+) -> dict[str, Any]:
+    """What a result says of its method, of the model that is left, and of what it makes of n-best lists."""
     if cell.method is None:
         return {}
     said = {
@@ -180,7 +185,12 @@ def _of_method(cell: Cell, trainer: GridTrainer, scale: Scale | None) -> dict[st
         "measured": trainer.method.measured,
         "removal": trainer.pruning.is_structural,
     }
-    return said | ({"model": scale.weigh(trainer)} if scale is not None else {})
+    if scale is not None:
+        said["model"] = scale.weigh(trainer)
+    if rescored is not None:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        said["rescoring"] = rescored.measure(model, scale.dense)
+    return said
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

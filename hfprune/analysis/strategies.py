@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from hfprune.analysis.axes import AxesComparison
 from hfprune.analysis.comparison import Comparison
 from hfprune.analysis.methods import Scale, applicable
+from hfprune.analysis.rescored import Rescored
 from hfprune.analysis.runs import read_result, run_cell, trainer_of, updates_per_epoch
 from hfprune.checkpoint.files import write_text
 from hfprune.errors import CheckpointError, ConfigError
@@ -148,6 +149,7 @@ class _Work:
     dense: nn.Module | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     scale: Scale | None = None
+    rescored: Rescored | None = None
 
     @property
     def methods(self) -> list[Method] | None:
@@ -190,6 +192,8 @@ class _Work:
         output = self.recipe.output.model_copy(update=nothing)  # a comparison pushes nothing
         recipe = self.recipe.model_copy(update={"pruning": pruning, "output": output})
         self.job = prepare_run(recipe, self.console)
+        if self.methods is not None and self.recipe.compare.rescore is not None:
+            self.rescored = Rescored(self.recipe, self.job.loaded.processing_class)
         fraction = is_fraction(self.job.metrics.main, [])
         if fraction and (delta := self.recipe.pruning.recovery.min_delta) >= 1:
             raise ConfigError(f"pruning.recovery.min_delta: {delta:g}, but {self.job.metrics.main} lies between 0 and "
@@ -282,7 +286,10 @@ class _Work:
         }
         if self.methods is not None:
             self.scale = Scale(self.dense, self.job.example(), self.recipe.output.batch_sizes, self.folder)
-        words = f"dense: {self.shown(self.facts['dense'])}; {len(self.left())} of {len(self.cells)} runs to make"
+        if self.rescored is not None:
+            self.facts["dense_rescoring"] = self.rescored.measure(self.dense)
+        words = f"dense: {self.shown(self.facts['dense'])}{_word_errors(self.facts.get('dense_rescoring'))}; "
+        words += f"{len(self.left())} of {len(self.cells)} runs to make"
         self.console.print(words, highlight=False)
         while left := self.left():
             if not any([self.try_one(cell) for cell in left]):
@@ -300,7 +307,9 @@ class _Work:
             trainer = trainer_of(self.job, self.dense, cell, self.place(cell), self.updates)
             tell = lambda step: self.tell(cell.words, before + step, total)  # noqa: E731
             where = self.place(cell)
-            self.results[cell.key] = run_cell(trainer, cell, where, self.facts, self.keep, tell, self.scale)
+            self.results[cell.key] = run_cell(
+                trainer, cell, where, self.facts, self.keep, tell, self.scale, self.rescored
+            )
         self.line(cell, self.results[cell.key])
         return True
 
@@ -308,6 +317,7 @@ class _Work:
         """One line on a run that has ended."""
         left, cost = self.left(), result["cost"]
         value = f"failed: {result['failed']}" if result["failed"] else self.shown(result["value"])
+        value += _word_errors(result.get("rescoring"))
         rest = ""
         if left:
             rest = f"; about {duration(self.pace() * sum(self.steps_of(cell) for cell in left))} left"
@@ -324,6 +334,10 @@ class _Work:
         return f"{title(name)} {percent(value) if is_fraction(name, [value]) else f'{value:.4g}'}"
 
 
+def _word_errors(rescoring: dict[str, Any] | None) -> str:
+    return "" if rescoring is None else f", WER {percent(rescoring['wer'])}"
+
+
 def duration(seconds: float) -> str:
     """Such as '45 s', '12 min' or '3 h 05 min'."""
     if seconds < 100:
@@ -335,6 +349,8 @@ def duration(seconds: float) -> str:
 def _common(recipe: Recipe) -> dict[str, Any]:
     """What all runs of a grid share."""
     values = recipe.model_dump(mode="json", exclude={"compare", "output"})
+    rescore = recipe.compare.rescore if recipe.compare is not None else None
+    values["compare"] = {"rescore": None if rescore is None else rescore.model_dump(mode="json")}
     for key in ("schedule", "target", "criterion", "granularity"):
         values["pruning"].pop(key)
     for key in ("epochs", "steps", "patience"):
