@@ -202,7 +202,10 @@ def predicted_tokens(logits: Any, labels: Any) -> Tensor:
     """The tokens that a recogniser writes: generated ones as they are, or the likeliest of each frame, from logits
     (batch, frames, vocabulary) to (batch, frames)."""
     logits = logits[0] if isinstance(logits, tuple | list) else logits
-    return logits.argmax(-1) if logits.is_floating_point() else logits
+    if not logits.is_floating_point():
+        return logits
+    # Trainer fills up shorter batches of other processes with -100, which stays what it is.
+    return logits.argmax(-1).masked_fill((logits == -100).all(-1), -100)
 
 
 def token_sums(logits: Any, labels: Tensor) -> Tensor:

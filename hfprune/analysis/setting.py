@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import nested_concat
 
 from hfprune.checkpoint.load import from_pretrained
 from hfprune.criteria.calibration import to_device
@@ -23,6 +25,7 @@ from hfprune.hub.reach import fetch, looks_like_path
 from hfprune.metrics import Metrics, metrics_for
 from hfprune.models import load_model
 from hfprune.recipe import DataSection, ModelSection, Recipe, apply_override
+from hfprune.speech.recognisers import generated, kind_of, without_padding
 from hfprune.strict import one_line
 from hfprune.structure.graph import evaluating
 from hfprune.training.loss import takes_no_labels
@@ -79,6 +82,7 @@ def open_setting(
     raw = open_data(wanted, seed)
     loaded = load_model(section, wanted.task, raw.labels)
     prepared = prepare(raw, loaded.model, loaded.processing_class, seed)
+    measured = measured.read_by(loaded.processing_class)
     plain = takes_no_labels(loaded.model)
     example = prepared.example(1)
     return Setting(
@@ -168,11 +172,19 @@ class _Evaluation:
         predictions, references = [], []
         with evaluating(model), torch.no_grad():
             for batch in loader:
-                logits = self._logits(model, to_device(batch, device))
-                predictions.append(self.metrics.preprocess_logits(logits, batch["labels"]).cpu())
+                answers = self._answers(model, to_device(batch, device))
+                predictions.append(self.metrics.preprocess_logits(answers, batch["labels"]).cpu())
                 references.append(batch["labels"])
-        found = [torch.cat(parts).numpy() for parts in (predictions, references)]
+        # Transcripts of several batches have several lengths.
+        found = [reduce(nested_concat, parts).numpy() for parts in (predictions, references)]
         return self.metrics.compute(EvalPrediction(*found))
+
+    def _answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+        """A batch's logits, or the tokens that a recogniser writes."""
+        if kind_of(model) == "seq2seq":
+            return generated(model, batch)
+        logits = self._logits(model, batch)
+        return without_padding(model, logits, batch) if isinstance(logits, torch.Tensor) else logits
 
     def _logits(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "labels"}

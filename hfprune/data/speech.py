@@ -132,24 +132,23 @@ def prepare_speech(
         raise ModelError(f"model.name: {type(model).__name__} is no recogniser; speech-recognition needs one")
     if not hasattr(processor, "feature_extractor") or not hasattr(processor, "tokenizer"):
         raise ModelError("model.name: a recogniser needs a processor: a feature extractor and a tokenizer")
-    if text_features(train).count("text") == 0:
+    if "text" not in text_features(train):
         raise DataError(f"data.text_columns: a column of '{section.name}' that holds no text was named")
     _fit(model, processor, section, kind)
     left_out: Counter[str] = Counter()
     chosen = _Chooser(section, model, processor, kind, left_out)
-    parts = [
-        SpeechRows(chosen(part), processor.feature_extractor, model.main_input_name) for part in (train, evaluation)
-    ]
+    extractor, heard = processor.feature_extractor, model.main_input_name
+    parts = [SpeechRows(chosen(part), extractor, heard) for part in (train, evaluation)]
     lines = [f"{number} {reason}" for reason, number in left_out.items()]
     for name, part in zip(("train on", "evaluate on"), parts, strict=True):
         if not len(part):
             raise DataError(f"data.name: '{section.name}' has no recording to {name}; left out: {', '.join(lines)}")
     start = model.config.decoder_start_token_id if kind == "seq2seq" else None
-    facts: dict[str, Any] = {"sampling_rate": processor.feature_extractor.sampling_rate}
+    facts: dict[str, Any] = {"sampling_rate": extractor.sampling_rate}
     if lines:
         total = len(train) + len(evaluation)
         facts["left_out"] = f"{left_out.total()} of {total} recordings are left out: {', '.join(lines)}"
-    return *parts, SpeechCollator(processor.feature_extractor, model.main_input_name, start), facts
+    return *parts, SpeechCollator(extractor, heard, start), facts
 
 
 def _fit(model: nn.Module, processor: Any, section: DataSection, kind: Kind) -> None:
@@ -185,6 +184,7 @@ class _Chooser:
     kind: Kind
     left_out: Counter[str]
     kept_bytes: int = 0
+    undecoded: str | None = None
 
     def __call__(self, part: Dataset) -> list[Clip]:
         if isinstance(part.features["audio"], Audio):
@@ -213,8 +213,9 @@ class _Chooser:
         most = self._most_seconds()
         try:
             seconds = self._seconds(clip)
-        except DataError as error:
-            return f"that can't be decoded ({error})"
+        except DataError:
+            self.undecoded = self.undecoded or clip.name
+            return f"that can't be decoded (the first: '{self.undecoded}')"
         if seconds > most:
             clip.samples = None
             return f"longer than {most:g} s"

@@ -15,7 +15,10 @@ _TIMM = "timm_wrapper"
 _COMPANIONS = {
     "tokenizer_config.json": ("tokenizer", "AutoTokenizer"),
     "preprocessor_config.json": ("processor", "AutoImageProcessor"),
+    "processor_config.json": ("processor", "AutoProcessor"),
 }
+_WHOLE = "processor_config.json"
+"""Of a processor that holds the tokenizer too."""
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
@@ -45,7 +48,7 @@ def loading_lines(
         config: the values of its config.json.
         source: the folder or, `on_hub`, the repository that the lines load from.
         revision: of the repository.
-        beside: the names of its other files: a tokenizer or an image processor among them is loaded too.
+        beside: the names of its other files: a tokenizer or a processor among them is loaded too.
         maker: for an own module: `import`, as `package.module:name`, and `call`, the expression that makes the dense
             module; by default the class that config.json names, without arguments.
     """
@@ -55,7 +58,8 @@ def loading_lines(
     if "model_type" not in config:
         return timm if "architecture" in config else _module_lines(config, place, maker)
     auto = _auto_class(config)
-    others = [known for file, known in _COMPANIONS.items() if file in beside]
+    whole = [file for file in beside if file == _WHOLE]
+    others = [known for file, known in _COMPANIONS.items() if file in (whole or beside)]
     imported = f"from transformers import {', '.join(sorted([auto, *(name for _, name in others)]))}"
     said = "".join(f"\n{variable} = {name}.from_pretrained({place})" for variable, name in others)
     plain = f"model = {auto}.from_pretrained({place})"

@@ -13,7 +13,7 @@ from hfprune.hub.loading import Kind
 from hfprune.hub.origin import REPO_ID
 from hfprune.report.tables import metrics, title
 
-PIPELINE_TAGS = {"causal-lm": "text-generation"}
+PIPELINE_TAGS = {"causal-lm": "text-generation", "speech-recognition": "automatic-speech-recognition"}
 
 
 def card_data(report: Mapping[str, Any], name: str, kind: Kind, **known: Any) -> ModelCardData:

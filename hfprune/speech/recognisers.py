@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -51,6 +52,20 @@ def without_padding(model: nn.Module, logits: torch.Tensor, inputs: dict[str, An
     return torch.where(padding[:, :, None], blank, logits)
 
 
+def generated(model: nn.Module, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
+    """The tokens (batch, tokens) that a model with a decoder writes on inputs, whatever it was to write.
+
+    Args:
+        options: of `generate`; those that are None are left to the model.
+    """
+    heard = {name: value for name, value in inputs.items() if name not in ("labels", "decoder_input_ids")}
+    if "force_unique_generate_call" in inspect.signature(model.generate).parameters:
+        # Whisper would begin anew after each mark of time that it writes, which those in training write at random.
+        options["force_unique_generate_call"] = True
+    with torch.no_grad():
+        return model.generate(**heard, **{name: value for name, value in options.items() if value is not None})
+
+
 def texts_of(processor: Any, tokens: np.ndarray | Sequence[Sequence[int]], *, labels: bool = False) -> list[str]:
     """What recognisers have written, or were to write.
 
@@ -60,7 +75,7 @@ def texts_of(processor: Any, tokens: np.ndarray | Sequence[Sequence[int]], *, la
         labels: they are labels, in which two letters that are alike are two.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    rows = [[int(token) if token >= 0 else tokenizer.pad_token_id for token in row] for row in tokens]
+    rows = [[int(token) for token in row if token >= 0] for row in tokens]
     if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
         # Without special tokens it would drop the blanks first, and take two letters with a blank between for one.
         return tokenizer.batch_decode(rows, skip_special_tokens=False, group_tokens=not labels)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hfprune.speech.recognisers import without_padding
+from hfprune.speech.recognisers import generated, without_padding
 
 
 class RecognisingTrainer(Trainer):
@@ -23,26 +23,17 @@ class RecognisingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """One batch: its loss, the tokens that are generated (batch, tokens), or else the logits, and its labels."""
-        whole = self.accelerator.unwrap_model(model)
-        wanted = getattr(self.args, "predict_with_generate", False) and not prediction_loss_only
+        whole, args = self.accelerator.unwrap_model(model), self.args
+        wanted = getattr(args, "predict_with_generate", False) and not prediction_loss_only
         if not wanted or not hasattr(whole, "can_generate") or not whole.can_generate():
             loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-            return loss, _blank_where_padded(whole, logits, inputs), labels
+            if isinstance(logits, torch.Tensor):
+                logits = without_padding(whole, logits, inputs)
+            return loss, logits, labels
         inputs = self._prepare_inputs(inputs)
-        loss, _, labels = super().prediction_step(model, inputs, True, ignore_keys)
-        labels = inputs.get("labels") if labels is None else labels
-        heard = {name: value for name, value in inputs.items() if name not in ("labels", "decoder_input_ids")}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            tokens = whole.generate(**heard, **self._generation(labels))
-        return loss, tokens, labels
-
-    def _generation(self, labels: torch.Tensor | None) -> dict[str, Any]:
-        args = self.args
-        wanted = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
-        return {name: value for name, value in wanted.items() if value is not None}
-
-
-def _blank_where_padded(model: nn.Module, logits: Any, inputs: dict[str, Any]) -> Any:
-    if isinstance(logits, torch.Tensor):
-        return without_padding(model, logits, inputs)
-    return logits
+        loss = super().prediction_step(model, inputs, True, ignore_keys)[0]
+        options = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
+        # Where the parts of a model lie in several processes, all must write for as long as one of them does.
+        options["synced_gpus"] = True if self.is_fsdp_enabled and args.world_size > 1 else None
+        with self.compute_loss_context_manager():
+            return loss, generated(whole, inputs, **options), inputs.get("labels")
