@@ -18,7 +18,7 @@ FEW = 5
 """A slice with fewer paired items than this is marked, and stands below the others."""
 MOST_SLICES = 40
 """Slices of one dimension; what is rarer stands together."""
-UNKNOWN = "unknown"
+UNKNOWN = "not stated"
 _AT_ONCE = 4_000_000
 """Values that are drawn at once; more are drawn in parts."""
 
@@ -89,7 +89,8 @@ def _by(dimension: str, named: Iterable[tuple[str | None, Item]], order: Sequenc
     common = [name for name, _ in Counter({n: len(i) for n, i in groups.items()}).most_common()]
     if len(common) > MOST_SLICES:
         rare = common[MOST_SLICES - 1 :]
-        groups[f"{len(rare)} rarer ones"] = [item for name in rare for item in groups.pop(name)]
+        together = [item for name in rare for item in groups.pop(name)]
+        groups.setdefault(f"{len(rare)} rarer ones", []).extend(together)
     names = [name for name in order if name in groups] or sorted(groups, key=_natural)
     names += [name for name in groups if name not in names]
     names.sort(key=lambda name: name == UNKNOWN)
@@ -186,7 +187,7 @@ def ranked(dimensions: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Where pruning hurts most: a row a slice and pruned model, those first whose interval lies above 0, then by the
     mean increase; slices of fewer than `FEW` paired items come last and are marked.
 
-    A dimension with a single slice says what the totals say, and is left out.
+    A dimension with a single slice says what the totals say, and is left out; so are the items of which it isn't known.
 
     Args:
         dimensions: dimension to its slices, each with `name` and the `summary` of every model.
@@ -195,7 +196,7 @@ def ranked(dimensions: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         {"dimension": dimension, "slice": part["name"], "model": entry["model"], **entry["paired"],
          "few": entry["paired"]["count"] < FEW}
         for dimension, parts in dimensions.items() if len(parts) > 1
-        for part in parts
+        for part in parts if part["name"] != UNKNOWN
         for entry in part["models"] if (entry["paired"] or {}).get("count")
     ]  # fmt: skip
     for row in rows:
