@@ -106,7 +106,8 @@ def training_arguments(
     keys = recipe_keys(training, baseline)
     kind = Seq2SeqTrainingArguments if task == "speech-recognition" else TrainingArguments
     if kind is Seq2SeqTrainingArguments:
-        values["predict_with_generate"] = True
+        # Recognisers leave out layers at random, and hold parameters that only training with masked sound uses.
+        values |= {"predict_with_generate": True, "ddp_find_unused_parameters": True}
     for name, key in keys.items():
         section, _, written = key.partition(".")
         values[name] = _checked(key, name, (training if section == "training" else baseline)[written], kind)

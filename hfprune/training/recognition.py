@@ -8,12 +8,18 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hfprune.speech.recognisers import generated, without_padding
+from hfprune.speech.recognisers import generated, kind_of, without_padding
 
 
 class RecognisingTrainer(Trainer):
     """Trainer whose evaluations look at what is generated, as `Seq2SeqTrainer`'s do, where the arguments are
     `Seq2SeqTrainingArguments` with `predict_with_generate`; all others are Trainer's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if kind_of(self.accelerator.unwrap_model(self.model)) is not None:
+            # Recognisers take the number of labels and don't divide by it; Trainer would leave the mean to them.
+            self.model_accepts_loss_kwargs = False
 
     def prediction_step(
         self,

@@ -107,6 +107,16 @@ def test_whisper_is_judged_by_what_it_generates(sounds, tmp_path):
     assert seen[0].label_ids.shape[0] == 6
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_accumulated_batches_weigh_as_much_as_one_large_one(model, sounds, tmp_path):
+    trainer = prepare_run(recipe(sounds, tmp_path / "run", model)).trainer
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    losses = []
+    for trainer.current_gradient_accumulation_steps in (1, 2):
+        losses.append(float(trainer.training_step(trainer.model, dict(batch), num_items_in_batch=torch.tensor(8))))
+    assert losses[1] == pytest.approx(losses[0] / 2)
+
+
 def test_an_interrupted_run_goes_on(sounds, tmp_path):
     wanted = {"pruning": {"schedule": {"kind": "constant", "steps": 2}}}
     whole = quietly(recipe(sounds, tmp_path / "whole", **wanted))
