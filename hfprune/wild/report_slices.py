@@ -18,7 +18,7 @@ FEW = 5
 """A slice with fewer paired items than this is marked, and stands below the others."""
 MOST_SLICES = 40
 """Slices of one dimension; what is rarer stands together."""
-UNKNOWN = "unknown"
+UNKNOWN = "not stated"
 _AT_ONCE = 4_000_000
 """Values that are drawn at once; more are drawn in parts."""
 
@@ -186,7 +186,7 @@ def ranked(dimensions: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Where pruning hurts most: a row a slice and pruned model, those first whose interval lies above 0, then by the
     mean increase; slices of fewer than `FEW` paired items come last and are marked.
 
-    A dimension with a single slice says what the totals say, and is left out.
+    A dimension with a single slice says what the totals say, and is left out; so are the items of which it isn't known.
 
     Args:
         dimensions: dimension to its slices, each with `name` and the `summary` of every model.
@@ -195,7 +195,7 @@ def ranked(dimensions: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         {"dimension": dimension, "slice": part["name"], "model": entry["model"], **entry["paired"],
          "few": entry["paired"]["count"] < FEW}
         for dimension, parts in dimensions.items() if len(parts) > 1
-        for part in parts
+        for part in parts if part["name"] != UNKNOWN
         for entry in part["models"] if (entry["paired"] or {}).get("count")
     ]  # fmt: skip
     for row in rows:

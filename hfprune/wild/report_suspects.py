@@ -20,7 +20,9 @@ DISAGREE = 0.7
 AGREE = 0.3
 """No two witnesses differ by more errors than this, by the words of the longer transcript."""
 WITNESS = 0.5
-"""A model is a witness if the median of its word error rates is at most this; where fewer than two are, all are."""
+"""A model is a witness if the median of its word error rates is at most this: others say little of a subtitle."""
+HEARD = 5
+"""Words that every witness must have heard: on fewer, or on silence, models agree by chance."""
 SHARED_WORDS = 0.15
 """Of the distinct words of the shorter text; with fewer shared, the reference is another language or another text."""
 REPEATED = 0.4
@@ -49,6 +51,7 @@ THRESHOLDS = {
     "disagree": DISAGREE,
     "agree": AGREE,
     "witness": WITNESS,
+    "heard_words": HEARD,
     "shared_words": SHARED_WORDS,
     "repeated": REPEATED,
     "distinct": DISTINCT,
@@ -76,16 +79,13 @@ class Suspect(NamedTuple):
 
 def witnesses(records: Records) -> tuple[str, ...]:
     """The models whose agreement counts: one that has lost its hearing can't speak for or against a subtitle."""
-    medians = {}
-    for model in records.models:
-        wers = [wer for item in records.items if (wer := records.wer(item, model)) is not None]
-        medians[model] = median(wers) if wers else None
-    able = tuple(model for model, value in medians.items() if value is not None and value <= WITNESS)
-    return able if len(able) > 1 else tuple(model for model, value in medians.items() if value is not None)
+    known = {model: [records.wer(item, model) for item in records.items] for model in records.models}
+    measured = {model: [wer for wer in wers if wer is not None] for model, wers in known.items()}
+    return tuple(model for model, wers in measured.items() if wers and median(wers) <= WITNESS)
 
 
 def suspects(records: Records) -> list[Suspect]:
-    """The items whose references are in doubt, those first on which the models agree most; none with one model alone.
+    """The items whose references are in doubt, those first on which the models agree most; none with one witness alone.
 
     An item counts only where every witness has measured it.
     """
@@ -97,6 +97,8 @@ def suspects(records: Records) -> list[Suspect]:
             continue
         texts = records.texts(item)
         heard = [texts.hypotheses[model] for model in heard_by]
+        if min(len(text.split()) for text in heard) < HEARD:
+            continue
         apart = max(_apart(one, other) for one, other in combinations(heard, 2))
         if apart <= AGREE:
             guesses = tuple(guess(texts.reference, texts.normalised, heard, item.numbers.get("duration")))
@@ -126,8 +128,6 @@ def guess(reference: str, normalised: str, heard: Sequence[str], seconds: float 
     """
     said, words = normalised.split(), [text.split() for text in heard]
     count = fmean(len(text) for text in words)
-    if not count:
-        return ["no model heard any speech"]
     found = []
     scripts = script(reference), script(" ".join(heard))
     if None not in scripts and scripts[0] != scripts[1]:

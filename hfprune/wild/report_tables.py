@@ -81,9 +81,10 @@ def risen(entry: Mapping[str, Any]) -> str:
 
 
 def worst_of(data: Mapping[str, Any], most: int) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Each pruned model with the slices where pruning hurts it most: the harshest would else stand for all of them."""
-    pruned = data["models"][1:]
-    found = [(model, [row for row in data["ranked"] if row["model"] == model][:most]) for model in pruned]
+    """Each pruned model with the slices where pruning hurts it most, none of which it does not hurt: in one list the
+    harshest model would stand for all of them."""
+    rows = [row for row in data["ranked"] if row["mean"] > 0]
+    found = [(model, [row for row in rows if row["model"] == model][:most]) for model in data["models"][1:]]
     return [(model, rows) for model, rows in found if rows]
 
 
@@ -178,6 +179,14 @@ def notes(data: Mapping[str, Any]) -> list[str]:
         lines.append("no model was run: every item failed before")
     elif len(data["models"]) == 1:
         lines.append("one model only: there is nothing to compare it with, and no suspect reference can be found")
+    else:
+        if data["ranked"] and not worst_of(data, 1):
+            lines.append("no slice has a higher word error rate after pruning")
+        if len(data["witnesses"]) < 2:
+            lines.append(
+                "no suspect reference can be found: fewer than two models hear well enough, with a median word error "
+                f"rate of at most {share(data['thresholds']['witness'])}"
+            )
     missing = {entry["model"]: entry["missing"] for entry in data["totals"]["all"] if entry["missing"]}
     if missing:
         each = ", ".join(f"{model} {count:,}" for model, count in missing.items())

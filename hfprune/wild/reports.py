@@ -49,7 +49,7 @@ class WildReport:
     @property
     def files(self) -> list[str]:
         """The names of what `save` leaves."""
-        return [PAGE, VALUES, TABLE, WER_PICTURE, *([INCREASE_PICTURE] if self.data["ranked"] else [])]
+        return [PAGE, VALUES, TABLE, WER_PICTURE, *([INCREASE_PICTURE] if worst_of(self.data, 1) else [])]
 
     def table(self) -> Stack:
         """For `rich.print`: the totals, the slices where pruning hurts most, suspects and failures."""
@@ -66,7 +66,7 @@ class WildReport:
             write_text(side / VALUES, json.dumps(self.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             write_text(side / TABLE, _csv(self.data))
             wer_plot(self.data, side / WER_PICTURE)
-            if self.data["ranked"]:
+            if INCREASE_PICTURE in self.files:
                 increase_plot(self.data, side / INCREASE_PICTURE)
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from hfprune.errors import CheckpointError, DataError
 from hfprune.wild import report, report_slices, summarise
+from hfprune.wild.page import render_page
 from hfprune.wild.report_slices import BINS
+from hfprune.wild.report_tables import notes
 from hfprune.wild.store import Store
 from tests.support.wild_run import ten_words, write_run
 
@@ -92,8 +94,8 @@ def test_slices_are_in_a_natural_order_and_what_is_not_known_is_a_slice_of_its_o
     items += [spoken("q", 0, 1, duration=3.0), spoken("r", 0, 1, duration=700.0)]
     dimensions = data_of(items)["dimensions"]
     assert list(dimensions) == ["duration", "noise"]
-    assert [part["name"] for part in dimensions["noise"]] == ["5 dB", "10 dB", "20 dB", "unknown"]
-    assert [part["name"] for part in dimensions["duration"]] == ["under 10 s", "5 to 20 min", "unknown"]
+    assert [part["name"] for part in dimensions["noise"]] == ["5 dB", "10 dB", "20 dB", "not stated"]
+    assert [part["name"] for part in dimensions["duration"]] == ["under 10 s", "5 to 20 min", "not stated"]
     assert [part["items"] for part in dimensions["duration"]] == [1, 1, 3]
 
 
@@ -124,6 +126,16 @@ def test_slices_are_ranked_by_what_pruning_does_to_them_and_few_items_come_last(
     worst = {row["place"]: row for row in data["worst"]}
     assert [worst[place]["pruned"] for place in rows[0]["worst"]] == [0.6, 0.6, 0.5]
     assert len(worst[rows[2]["worst"][0]]["columns"]) == 10
+
+
+def test_where_pruning_hurts_nowhere_the_report_says_so(tmp_path):
+    items = [spoken(f"{n}", 2, 2, language=("en", "de")[n % 2]) for n in range(12)]
+    items += [spoken(f"x{n}", 2, 9) for n in range(9)]
+    found = summarise(write_run(tmp_path, items), samples=50)
+    assert {row["slice"] for row in found.data["ranked"]} == {"en", "de"}  # and not those whose language isn't known
+    assert any("no slice has a higher word error rate" in line for line in notes(found.data))
+    assert "wild_increase.png" not in found.files and found.data["worst"] == []
+    assert "Where pruning hurts most" not in render_page(found.data)
 
 
 def test_measures_that_are_no_numbers_count_as_failed(tmp_path):

@@ -8,6 +8,7 @@ from hfprune.wild import summarise
 from hfprune.wild.report_alignment import MOST_COLUMNS, align
 from hfprune.wild.report_records import read_records
 from hfprune.wild.report_suspects import guess, script, suspects, witnesses
+from hfprune.wild.report_tables import notes
 from tests.support.wild_run import ten_words, write_run
 
 HEARD = "the quick brown fox jumps over the lazy dog and runs away from all the noise in town"
@@ -40,10 +41,6 @@ def test_the_length_of_a_recording_tells_of_too_many_words():
     assert guess(said, said, [said], 60.0) == ["other wording, or a part of the speech: some words are shared"]
     assert guess(said, said, [said], 4.0) == ["too many words for its length: 40, and the models heard 40"]
     assert guess(said, said, [said], 600.0) == ["too few words for its length: 40, and the models heard 40"]
-
-
-def test_a_reference_to_which_no_model_heard_a_word_is_told():
-    assert guess("la la la", "la la la", ["", ""]) == ["no model heard any speech"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +83,19 @@ def test_a_model_that_has_lost_its_hearing_is_no_witness(tmp_path):
     records = read_records(write_run(tmp_path, items))
     assert witnesses(records) == ("dense", "small")
     assert [suspect.item.title for suspect in suspects(records)] == ["s"]
+
+
+@pytest.mark.parametrize("heard", ["", "thank you so much"])
+def test_models_that_agree_on_silence_or_a_few_words_make_no_suspect(tmp_path, heard):
+    item = {**doubtful(), "heard": {"dense": heard, "small": heard}}
+    assert suspects(read_records(write_run(tmp_path, [*(usual(n) for n in range(4)), item]))) == []
+
+
+def test_models_that_hear_nothing_make_no_suspects_and_the_report_says_so(tmp_path):
+    items = [{**usual(n), "heard": {"dense": TALK, "small": TALK}} for n in range(5)]
+    data = summarise(write_run(tmp_path, items), samples=50).data
+    assert data["suspects"] == [] == data["witnesses"] and data["totals"]["without_suspects"] is None
+    assert any("fewer than two models hear well enough" in line for line in notes(data))
 
 
 def test_one_model_alone_finds_no_suspect(tmp_path):
