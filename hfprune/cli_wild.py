@@ -116,7 +116,7 @@ def _keep(made: Plan, output: Path) -> None:
     if left := [item for item in made.items if item.reason is not None]:
         typer.echo(f"{len(left)} can't be tested and stay in the plan with the reason:")
         for item in left[:10]:
-            typer.echo(f"  {item.key}: {item.reason}")
+            typer.echo(f"  {_printable(item.key)}: {_printable(item.reason or '')}")
         if len(left) > 10:
             typer.echo(f"  and {len(left) - 10} more")
     if made.next_page_token:
@@ -195,10 +195,17 @@ app.command()(study)
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar in a terminal, a line an item elsewhere."""
     if sys.stderr.isatty():
+        from rich.markup import escape
+
         with progress() as tell:
-            yield tell
+            yield lambda words, done, total: tell(escape(_printable(words)), done, total)
     else:
-        yield lambda words, done, total: typer.echo(f"{done}/{total} {words}", err=True)
+        yield lambda words, done, total: typer.echo(f"{done}/{total} {_printable(words)}", err=True)
+
+
+def _printable(text: str) -> str:
+    """A title or reason that others wrote, without what would steer the terminal."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def _bytes(text: str) -> int:

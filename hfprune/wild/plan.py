@@ -33,6 +33,7 @@ class PlanItem(BaseModel):
         text: the reference itself.
         conditions: what is known of how it was made, e.g. `{"noise": "10 dB"}`.
         results: what came of it, an entry a model.
+        failure: why the last run could not test it.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
@@ -55,6 +56,7 @@ class PlanItem(BaseModel):
     channel_title: str | None = None
     publish_time: str | None = None
     results: list[dict[str, Any]] = Field(default_factory=list)
+    failure: str | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -148,6 +148,7 @@ class _Runner:
         self.plan, self.path, self.store, self.number = plan, path, store, number
         self.names, self.settings, self.tell = names, settings, tell
         self.rows: dict[str, int] = {}
+        self.status: dict[str, str] = {}
         self.recognisers: dict[str, Recogniser | str] = {}
         self.written = monotonic()
 
@@ -173,7 +174,7 @@ class _Runner:
     def missing(self) -> list[tuple[PlanItem, list[str]]]:
         """The items with something to do, and the models that have not heard them, or not as they now are."""
         again = self.settings.retry
-        status = {row["key"]: row["status"] for row in self.store.items(self.number)}
+        self.status = {row["key"]: row["status"] for row in self.store.items(self.number)}
         changed = {name: _changed(folder) for folder, name in self.names.items()}
         known = {
             (row["item_id"], row["model"]): row["status"]
@@ -182,7 +183,7 @@ class _Runner:
         }
         found = []
         for item in self.plan.items:
-            if status[item.key] == "failed" and not again:
+            if self.status[item.key] == "failed" and not again:
                 continue
             heard = {model: known.get((self.rows[item.key], model)) for model in self.names.values()}
             models = [model for model, state in heard.items() if state is None or (again and state == "failed")]
@@ -239,21 +240,23 @@ class _Runner:
                 yield *found, future
 
     def _one(self, item: PlanItem, models: list[str], future: Future, url: str | None) -> None:
-        row = self.rows[item.key]
         try:
             prepared: Prepared = future.result()
         except ITEM_ERRORS as error:
-            self.store.add_item(self.number, item.key, status="failed", reason=reason_of(error))
+            failed = {"status": "failed", "reason": reason_of(error)}
+            if self.status[item.key] != "ok":
+                self.store.add_item(self.number, item.key, **failed)
+                return
+            for model in models:  # others have heard it before
+                self._enter(item, model, failed)
         else:
             facts = prepared.facts() | {"url": url, "status": "ok", "reason": None}
             self.store.add_item(self.number, item.key, **facts)
             for model in models:
-                self._hear(item, row, model, prepared)
+                self._hear(item, model, prepared)
 
-    def _hear(self, item: PlanItem, row: int, model: str, prepared: Prepared) -> None:
-        """What a model makes of an item, in the database and in the plan."""
-        folder = next(folder for folder, name in self.names.items() if name == model)
-        segments: list[Any] = []
+    def _hear(self, item: PlanItem, model: str, prepared: Prepared) -> None:
+        """What a model makes of an item."""
         try:
             recogniser = self.recognisers[model]
             if isinstance(recogniser, str):
@@ -262,19 +265,22 @@ class _Runner:
             hypothesis = normaliser(prepared.language)(found.text)
             measures = measure_texts([prepared.normalised], [hypothesis]).to_dict()
         except ITEM_ERRORS as error:
-            values: dict[str, Any] = {"status": "failed", "reason": reason_of(error)}
-        else:
-            values = {name: measures[name] for name in MEASURES} | {
-                "status": "ok",
-                "hypothesis": found.text,
-                "reference_normalised": prepared.normalised,
-                "hypothesis_normalised": hypothesis,
-                "seconds": found.seconds,
-                "real_time_factor": found.seconds / prepared.duration,
-                "peak_memory": found.peak_memory,
-            }
-            segments = [list(segment) for segment in found.segments]
-        self.store.add_result(row, model, folder=folder, **values)
+            self._enter(item, model, {"status": "failed", "reason": reason_of(error)})
+            return
+        values = {name: measures[name] for name in MEASURES} | {
+            "status": "ok",
+            "hypothesis": found.text,
+            "reference_normalised": prepared.normalised,
+            "hypothesis_normalised": hypothesis,
+            "seconds": found.seconds,
+            "real_time_factor": found.seconds / prepared.duration,
+            "peak_memory": found.peak_memory,
+        }
+        self._enter(item, model, values, [list(segment) for segment in found.segments])
+
+    def _enter(self, item: PlanItem, model: str, values: dict[str, Any], segments: list[Any] | None = None) -> None:
+        folder = next(folder for folder, name in self.names.items() if name == model)
+        self.store.add_result(self.rows[item.key], model, folder=folder, **values)
         others = [entry for entry in item.results if entry.get("modelName") != model]
         item.results = [*others, {"modelName": model} | ({"segments": segments} if segments else {})]
 
@@ -284,13 +290,18 @@ class _Runner:
         found: dict[int, list[dict[str, Any]]] = {}
         for row in self.store.results(self.number):
             found.setdefault(row["item_id"], []).append(row)
+        rows = {row["key"]: row for row in self.store.items(self.number)}
         for item in self.plan.items:
-            old = {entry.get("modelName"): entry for entry in item.results}
-            for row in found.get(self.rows[item.key], []):
-                entry = {"modelName": row["model"]} | {name: row[name] for name in names if row[name] is not None}
-                kept = old.get(row["model"], {}).get("segments")
-                old[row["model"]] = entry | ({"segments": kept} if kept else {})
-            item.results = list(old.values())
+            row = rows[item.key]
+            item.failure = row["reason"] if row["status"] == "failed" else None
+            item.reason = None if row["status"] == "ok" else item.reason
+            entries = {entry.get("modelName"): entry for entry in item.results}
+            for result in found.get(row["id"], []):
+                entry = {"modelName": result["model"]}
+                entry |= {name: result[name] for name in names if result[name] is not None}
+                kept = entries.get(result["model"], {}).get("segments")
+                entries[result["model"]] = entry | ({"segments": kept} if kept else {})
+            item.results = list(entries.values())
         self.plan.write(self.path)
         self.written = monotonic()
 

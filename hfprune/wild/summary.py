@@ -30,7 +30,7 @@ def summary(output: str | Path, plan: int, most: int = 10) -> RenderableType:
     for name in ("WER, mean", "WER, all words", "items", "failed", "real-time factor", "peak memory"):
         table.add_column(name, justify="right")
     for model in dict.fromkeys(row["model"] for row in results):
-        table.add_row(model, *_row([row for row in results if row["model"] == model], durations))
+        table.add_row(Text(model), *_row([row for row in results if row["model"] == model], durations))
     failed = [item for item in items if item["status"] == "failed"]
     reasons = Counter(item["reason"] for item in failed)
     reasons.update(f"{row['model']}: {row['reason']}" for row in results if row["status"] == "failed")

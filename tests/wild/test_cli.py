@@ -55,3 +55,11 @@ def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch):
     done = call(*arguments)
     assert done.exit_code == 2 and done.stderr.startswith("error: ") and words in done.stderr
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_titles_do_not_steer_the_terminal(recogniser, tmp_path):
+    folder = recordings(tmp_path / "in", a="one")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.wav", "title": "\x1b[31m[/b] red\n"}))
+    assert call("plan", "folder", folder, "--output", tmp_path / "p.json").exit_code == 0
+    done = call("run", tmp_path / "p.json", "--models", recogniser, "--output", tmp_path / "out")
+    assert done.exit_code == 0 and "0/1 [31m[/b] red\n" in done.stderr

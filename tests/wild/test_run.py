@@ -143,6 +143,19 @@ def test_failures_are_rows_and_the_run_goes_on(spoken, tmp_path, monkeypatch):
     items, results = rows_of(tmp_path / "out")
     assert {key for key, item in items.items() if item["status"] == "ok"} == {"good.wav", "full.wav", "mute.wav"}
     assert len(results) == 3 and items["mute.wav"]["reason"] is None
+    told = {item.key: (item.reason, item.failure) for item in read_plan(plan).items}
+    assert told["mute.wav"] == (None, None) and told["empty.wav"] == (None, "the reference is empty")
+
+
+def test_an_item_that_others_have_heard_stays_when_it_is_gone(spoken, tmp_path):
+    folder = recordings(tmp_path / "in", a="one two")
+    plan = planned(folder, tmp_path)
+    run(plan, ["x"], tmp_path / "out")
+    (folder / "a.wav").unlink()
+    run(plan, ["x", "y"], tmp_path / "out")
+    items, (first, second) = rows_of(tmp_path / "out")
+    assert items["a.wav"]["status"] == "ok" and first["wer"] == 0
+    assert second["status"] == "failed" and "No such file" in second["reason"]
 
 
 def test_a_reference_in_another_language_is_a_reason(spoken, tmp_path):
