@@ -158,19 +158,23 @@ def small_whisper(
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        decoder_start_token_id=start,
-        max_length=longest_text,
+    model.generation_config = _whisper_generation(config, tokenizer)
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins, sampling_rate=RATE, chunk_length=seconds)
+    return model, WhisperProcessor(extractor, tokenizer)
+
+
+def _whisper_generation(config: WhisperConfig, tokenizer: WhisperTokenizer) -> GenerationConfig:
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+        max_length=config.max_target_positions,
         # What Whisper's own generation looks for beside the usual.
         is_multilingual=False,
         return_timestamps=False,
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
     )
-    extractor = WhisperFeatureExtractor(feature_size=mel_bins, sampling_rate=RATE, chunk_length=seconds)
-    return model, WhisperProcessor(extractor, tokenizer)
 
 
 def whisper_tokenizer(seconds: int) -> WhisperTokenizer:

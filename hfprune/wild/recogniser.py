@@ -89,6 +89,7 @@ class Recogniser:
         self.batch_size = batch_size
         self.chunk = min(chunk, extractor.chunk_length) if self.whisper else chunk
         self.beams = beams
+        self._warm = False
 
     def transcribe(self, samples: np.ndarray, language: str | None = None) -> Transcription:
         """Writes down a recording.
@@ -102,6 +103,9 @@ class Recogniser:
         """
         heard = resampled(samples, RATE, self._pipeline.feature_extractor.sampling_rate)
         options = self._options(language)
+        if not self._warm:  # what is done once only, such as allocating buffers, is no part of the time
+            self._pipeline(heard[: self._pipeline.feature_extractor.sampling_rate], **options)
+            self._warm = True
         with _peak(self.device) as peak:
             begun = perf_counter()
             found = self._pipeline(heard, chunk_length_s=self.chunk, batch_size=self.batch_size, **options)
