@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _NUMBERS = (*MEASURES, *_COUNTS, "words", "seconds", "real_time_factor", "peak_m
 
 @dataclass(frozen=True)
 class Item:
-    """A recording, as the table `item` has it; what is not known is None, in `labels` it is missing.
+    """A recording, as the table `item` has it; what is not known is missing.
 
     Attributes:
         labels: `category`, `language`, `region` and `plan`.
@@ -105,7 +105,7 @@ class Records:
         asked = "SELECT model, {} FROM result WHERE item_id = ? ORDER BY id".format(
             ", ".join(f"substr({name}, 1, {MOST_CHARACTERS})" for name in _NORMALISED)
         )
-        with closing(_opened(self.path)) as database:
+        with _reading(self.path) as database:
             one = f"SELECT substr(reference, 1, {MOST_CHARACTERS}) FROM item WHERE id = ?"
             (reference,) = database.execute(one, (item.number,)).fetchone()
             rows = database.execute(asked, (item.number,)).fetchall()
@@ -134,14 +134,11 @@ def read_records(place: str | Path) -> Records:
     path = path / DATABASE if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"'{path}' does not exist: `hfprune wild run` makes it")
-    try:
-        with closing(_opened(path)) as database:
-            _check_columns(database, path)
-            plans = {row["id"]: label(row["name"]) for row in database.execute("SELECT id, name FROM plan ORDER BY id")}
-            items = tuple(_item(row, plans) for row in database.execute(_all_but_texts("item")))
-            rows = database.execute(_all_but_texts("result")).fetchall()
-    except sqlite3.Error as error:
-        raise DataError(f"'{path}' can't be read as a database of a wild run: {error}") from error
+    with _reading(path) as database:
+        _check_columns(database, path)
+        plans = {row["id"]: label(row["name"]) for row in database.execute("SELECT id, name FROM plan ORDER BY id")}
+        items = tuple(_item(row, plans) for row in database.execute(_all_but_texts("item")))
+        rows = database.execute(_all_but_texts("result")).fetchall()
     if not items:
         raise DataError(f"'{path}' holds no items: run a plan first, `hfprune wild run PLAN --models …`")
     if not rows and not any(item.failed for item in items):
@@ -151,11 +148,16 @@ def read_records(place: str | Path) -> Records:
     return Records(path, tuple(folders), folders, tuple(plans.values()), items, results)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    database.row_factory = sqlite3.Row
-    database.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    return database
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database, opened only to be read; whatever is wrong with it is one line."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.row_factory = sqlite3.Row
+            database.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            yield database
+    except sqlite3.Error as error:
+        raise DataError(f"'{path}' can't be read as a database of a wild run: {error}") from error
 
 
 def _check_columns(database: sqlite3.Connection, path: Path) -> None:

@@ -89,7 +89,8 @@ def _by(dimension: str, named: Iterable[tuple[str | None, Item]], order: Sequenc
     common = [name for name, _ in Counter({n: len(i) for n, i in groups.items()}).most_common()]
     if len(common) > MOST_SLICES:
         rare = common[MOST_SLICES - 1 :]
-        groups[f"{len(rare)} rarer ones"] = [item for name in rare for item in groups.pop(name)]
+        together = [item for name in rare for item in groups.pop(name)]
+        groups.setdefault(f"{len(rare)} rarer ones", []).extend(together)
     names = [name for name in order if name in groups] or sorted(groups, key=_natural)
     names += [name for name in groups if name not in names]
     names.sort(key=lambda name: name == UNKNOWN)
