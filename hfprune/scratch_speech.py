@@ -22,8 +22,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from hfprune.scratch import END
 from hfprune.errors import ConfigError
+from hfprune.scratch import END
 from hfprune.speech.audio import RATE
 
 LETTERS = string.ascii_lowercase + "'"

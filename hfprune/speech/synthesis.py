@@ -94,8 +94,10 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
             if rate <= 0:
                 raise ConfigError(f"espeak-ng finds no voices in '{data}'")
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-            yield library, rate
-            library.espeak_Terminate()
+            try:
+                yield library, rate
+            finally:
+                library.espeak_Terminate()
         finally:
             close = getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary
             close(library._handle)

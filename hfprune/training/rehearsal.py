@@ -89,10 +89,8 @@ def _unsuited(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "dataloader_drop_last", f"{len(rows)} training rows do not fill one batch of {batch}, so none is left"
     by_length = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     if by_length and not {"input_ids", "input_values"} & set(rows[0]):
-        yield (
-            "train_sampling_strategy",
-            f"'{args.train_sampling_strategy}' is for texts and sound; images have no length",
-        )
+        what = f"'{args.train_sampling_strategy}' is for texts and sound; images have no length"
+        yield "train_sampling_strategy", what
     if args.label_names is not None and args.label_names != ["labels"]:
         yield "label_names", f"{args.label_names}, but a batch holds them as 'labels'; leave it out"
     if args.neftune_noise_alpha is not None and input_embeddings(trainer.model) is None:
