@@ -58,8 +58,8 @@ class DataSection(StrictModel):
     """Which data.
 
     Attributes:
-        name: `digits` or `python_docs` (embedded), a folder of images with one sub-folder a class, a parquet, json, csv
-            or text file or a folder of them, or the name of a dataset on the Hub.
+        name: `digits`, `python_docs` or `python_sentences` (embedded), a folder of images with one sub-folder a class,
+            a parquet, json, csv or text file or a folder of them, or the name of a dataset on the Hub.
         task: `image-classification`, `text-classification` or `causal-lm`.
         config: the dataset's configuration, for those that have several.
         train_split, eval_split: the splits used; by default train, and the first of test, validation.
