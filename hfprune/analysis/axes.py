@@ -156,7 +156,7 @@ class AxesComparison(Comparison):
                          f"utterances; the recogniser's own choice {percent(found['first_best_wer'])}, the best that "
                          f"the lists allow {percent(found['oracle_wer'])}; ms: for an utterance's hypotheses "
                          f"({found['hypotheses'] / found['utterances']:.0f}), the median; dense "
-                         f"{dense:.1f}")  # fmt: skip
+                         f"{dense:.1f}; times as fast as the dense model in turns with it")  # fmt: skip
             lines += self.rescored._judged("the claims by the word error rate, and by the speed for an utterance:")
         return lines
 
@@ -184,7 +184,7 @@ class AxesComparison(Comparison):
         group = next(g for g in self.groups if all(getattr(g, key) == getattr(other, key) for key in keys))
         spread = "" if group.sd is None else f" ± {self.measure.difference(group.sd)}"
         (spent,) = group.latency_ms.values()
-        return [f"{self.measure.show(group.mean)}{spread}", f"{spent:.1f}"]
+        return [f"{self.measure.show(group.mean)}{spread}", f"{spent:.1f} ({group.speed:.2f}x)"]
 
     def _batches(self) -> list[str]:
         return sorted({batch for group in self.groups for batch in group.speedup}, key=int)
