@@ -120,6 +120,7 @@ class AxesComparison(Comparison):
         if self.rescored is not None:
             head += f"; WER {self.rescored.measure.show(self.rescored.measure.dense)}"
             names[names.index("left") : names.index("left")] = ["WER", "ms"]
+            names = [name for name in names if name not in ("seconds", "scored")]  # what fits; they stand in the CSV
         for name in names:
             words = name in ("method", "criterion", "schedule", "front")
             table.add_column(name, justify="left" if words else "right", no_wrap=True)
@@ -172,10 +173,12 @@ class AxesComparison(Comparison):
         cells += [*([group.length] if several else []), f"{measure.show(group.mean)}{spread}{failed}"]
         batches = self._batches()
         if not group.values:
-            return [*cells, *[UNKNOWN] * (4 + len(batches) + 2 * (self.rescored is not None))]
+            return [*cells, *[UNKNOWN] * (4 + len(batches))]
         if self.rescored is not None:
             cells += self.rescored._words(group)
         cells += [f"{group.nonzero:.1%}", human_bytes(group.bytes), *(f"{group.speedup[b]:.2f}x" for b in batches)]
+        if self.rescored is not None:
+            return cells
         return [*cells, f"{group.costs['seconds']:.1f}", f"{group.costs['scoring_batches']:.0f}"]
 
     def _words(self, other: AxesGroup) -> list[str]:
