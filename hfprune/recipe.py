@@ -59,9 +59,9 @@ class DataSection(StrictModel):
     """Which data.
 
     Attributes:
-        name: `digits` or `python_docs` (embedded), a folder of images with one sub-folder a class, a folder of
-            recordings with transcripts beside them, a parquet, json, csv or text file or a folder of them, or the name
-            of a dataset on the Hub.
+        name: `digits`, `python_docs` or `python_sentences` (embedded), a folder of images with one sub-folder a class,
+            a folder of recordings with transcripts beside them, a parquet, json, csv or text file or a folder of them,
+            or the name of a dataset on the Hub.
         task: `image-classification`, `text-classification`, `causal-lm` or `speech-recognition`.
         config: the dataset's configuration, for those that have several.
         train_split, eval_split: the splits used; by default train, and the first of test, validation.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
-from hfprune.errors import ModelError
+from hfprune.errors import DataError, ModelError
 from hfprune.speech.audio import RATE
 from hfprune.speech.ctc import Bonus, WordFusion, prefix_beam_search
 from hfprune.speech.nbest import Hypothesis
@@ -56,7 +56,14 @@ def written(
         samples: (samples,) at `RATE`, no longer than the model takes at once.
         count: the most of the list, and the beam's width.
         language: of a multilingual model; found by itself where it is left out.
+
+    Raises:
+        DataError: longer samples, of which Whisper would hear the beginning alone.
+        ModelError: a language that the model does not know.
     """
+    limit = getattr(processor.feature_extractor, "n_samples", None)
+    if limit is not None and len(samples) > limit:
+        raise DataError(f"{len(samples) / RATE:.1f} s of sound, and the recogniser takes {limit / RATE:.1f} s at once")
     inputs = processor(samples, sampling_rate=RATE, return_tensors="pt").to(next(model.parameters()).device)
     prompt = {"decoder_input_ids": whisper_prompt(model, inputs, language)} if _is_whisper(model) else {}
     # Whisper's own generate takes several sequences for several recordings, and gives the best one again and again.
@@ -141,10 +148,13 @@ def heard(
 
 
 def ctc_units(tokenizer: Any, count: int) -> list[str]:
-    """What each unit of a CTC tokenizer writes: a space for the one between words, nothing for special ones."""
+    """What each unit of a CTC tokenizer writes: a space for the one between words, nothing for special ones; small
+    letters where it knows capitals alone, as language models read them."""
     delimiter = getattr(tokenizer, "word_delimiter_token", "|")
     special = set(tokenizer.all_special_ids)
     words = [tokenizer.convert_ids_to_tokens(unit) if unit < len(tokenizer) else "" for unit in range(count)]
+    if not any(word.islower() for unit, word in enumerate(words) if unit not in special):
+        words = [word.lower() for word in words]
     return [
         " " if word == delimiter else "" if unit in special or not word else word for unit, word in enumerate(words)
     ]

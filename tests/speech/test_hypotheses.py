@@ -1,5 +1,7 @@
 """n-best lists of tiny recognisers with random weights, of both kinds."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from hfprune.errors import ModelError
+from hfprune.errors import DataError, ModelError
 from hfprune.scratch import byte_tokenizer
 from hfprune.speech.hypotheses import ctc_units, heard, recogniser, whisper_prompt
 
@@ -29,7 +31,7 @@ LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "a", "b", "c"]
 @pytest.fixture(scope="module")
 def ctc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "vocab.json").write_text("{" + ", ".join(f'"{unit}": {i}' for i, unit in enumerate(LETTERS)) + "}")
+    (folder / "vocab.json").write_text(json.dumps({unit: i for i, unit in enumerate(LETTERS)}))
     torch.manual_seed(0)
     config = Wav2Vec2Config(vocab_size=len(LETTERS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                             intermediate_size=16, conv_dim=(8, 8), conv_stride=(20, 20), conv_kernel=(20, 20),
@@ -43,11 +45,11 @@ class Processor:
     """Feature extractor and tokenizer, as a processor has them."""
 
     def __init__(self, extractor, tokenizer):
-        self.extractor, self.tokenizer = extractor, tokenizer
+        self.feature_extractor, self.tokenizer = extractor, tokenizer
         self.batch_decode = tokenizer.batch_decode
 
     def __call__(self, samples, **options):
-        return self.extractor(samples, **options)
+        return self.feature_extractor(samples, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,17 @@ def test_ctc_lists_are_sums_over_alignments(ctc):
     assert 1 < len(found) <= 5 and scores == sorted(scores, reverse=True) and max(scores) < 0
     assert len({one.text for one in found}) == len(found) and all(set(one.text) <= set("abc ") for one in found)
     assert ctc_units(processor.tokenizer, 8) == ["", "", "", "", " ", "a", "b", "c"]
+
+
+def test_capitals_alone_are_written_small(tmp_path):
+    capitals = [unit.upper() if len(unit) == 1 else unit for unit in LETTERS]
+    (tmp_path / "vocab.json").write_text(json.dumps({unit: i for i, unit in enumerate(capitals)}))
+    assert ctc_units(Wav2Vec2CTCTokenizer(tmp_path / "vocab.json"), 8) == ["", "", "", "", " ", "a", "b", "c"]
+
+
+def test_more_sound_than_fits_is_refused(whisper):
+    with pytest.raises(DataError, match="2.0 s of sound, and the recogniser takes 1.0 s at once"):
+        recogniser(*whisper)(np.zeros(32_000, np.float32))
 
 
 def test_shallow_fusion_moves_ctc_lists(ctc):
