@@ -29,6 +29,20 @@ from hfprune.speech.audio import RATE
 LETTERS = string.ascii_lowercase + "'"
 
 
+_CTC = {
+    "feat_extract_norm": "layer",
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "ctc_loss_reduction": "mean",
+    "ctc_zero_infinity": True,
+    "apply_spec_augment": False,
+    "layerdrop": 0.0,
+}
+"""What every small Wav2Vec2 here is made with."""
+
+
 def small_wav2vec2(
     *,
     hidden_size: int = 96,
@@ -67,10 +81,7 @@ def small_wav2vec2(
     kernels, strides = kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2]
     if len(kernels) != len(strides):
         raise ConfigError(f"model.args.strides: {len(kernels)} kernels need as many strides, not {len(strides)}")
-    processor = Wav2Vec2Processor(
-        feature_extractor=Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True, do_normalize=True),
-        tokenizer=letter_tokenizer(letters),
-    )
+    processor = _letter_processor(letters)
     rates = ("hidden", "activation", "attention", "feat_proj", "final")
     config = Wav2Vec2Config(
         vocab_size=len(processor.tokenizer),
@@ -83,20 +94,19 @@ def small_wav2vec2(
         conv_stride=strides,
         feat_extract_activation=activation,
         hidden_act=activation,
-        feat_extract_norm="layer",
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
         do_stable_layer_norm=stable_layer_norm,
         pad_token_id=processor.tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
-        ctc_loss_reduction="mean",
-        ctc_zero_infinity=True,
-        apply_spec_augment=False,
-        layerdrop=0.0,
         **{f"{name}_dropout": dropout for name in rates},
+        **_CTC,
     )
     return Wav2Vec2ForCTC(config), processor
+
+
+def _letter_processor(letters: str) -> Wav2Vec2Processor:
+    return Wav2Vec2Processor(
+        feature_extractor=Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True, do_normalize=True),
+        tokenizer=letter_tokenizer(letters),
+    )
 
 
 def letter_tokenizer(letters: str) -> Wav2Vec2CTCTokenizer:
