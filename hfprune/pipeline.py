@@ -40,7 +40,7 @@ from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
 from hfprune.report.tables import comparison_table, removed_table, sizes_table, steps_table, strategy_sentence
 from hfprune.structure.graph import main_outputs
 from hfprune.training.arguments import recipe_keys, training_arguments
-from hfprune.training.checkpoints import clear, last_checkpoint
+from hfprune.training.checkpoints.folder import clear, last_checkpoint
 from hfprune.training.family import measured_sizes
 from hfprune.training.logs import part_runs
 from hfprune.training.phases import numbers

@@ -33,7 +33,7 @@ from hfprune import Recipe
 from hfprune.checkpoint.verify import verify
 from hfprune.pipeline import run
 from hfprune.terminal import quiet_libraries
-from hfprune.training.checkpoints import SIDE, is_whole
+from hfprune.training.checkpoints.folder import SIDE, is_whole
 
 TINY = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 10}
 RECIPE = {

@@ -20,7 +20,7 @@ from hfprune.errors import CheckpointError, TrainingDiverged
 from hfprune.grid import Cell
 from hfprune.pipeline import Job, make_trainer
 from hfprune.training.arguments import training_arguments
-from hfprune.training.checkpoints import clear, last_checkpoint
+from hfprune.training.checkpoints.folder import clear, last_checkpoint
 from hfprune.training.progress import PhaseProgress
 from hfprune.training.trainer import PruningTrainer
 

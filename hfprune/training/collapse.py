@@ -15,7 +15,7 @@ from hfprune.checkpoint.files import write_text
 from hfprune.checkpoint.save import unshared
 from hfprune.errors import Collapsed, ConfigError
 from hfprune.masks import MaskSet
-from hfprune.training.blockwise import method_of
+from hfprune.training.ice.blockwise import method_of
 from hfprune.training.phases import PruningState, phases_of
 from hfprune.training.progress import shown, tell
 

@@ -13,7 +13,7 @@ from torch import nn
 from hfprune.config import Distillation
 from hfprune.errors import ConfigError
 from hfprune.profiling import human_bytes
-from hfprune.training.resume import ResumableTrainer
+from hfprune.training.checkpoints.resume import ResumableTrainer
 
 
 class Teacher:

@@ -14,7 +14,7 @@ from hfprune.training.distill import DistillingTrainer
 from hfprune.training.phases import Phase, PruningState
 from hfprune.training.publishing import PublishingTrainer
 from hfprune.training.recovery import RecoveryCallback
-from hfprune.training.shards import ShardingTrainer
+from hfprune.training.shards.trainer import ShardingTrainer
 
 
 class PhasedTrainer(DistillingTrainer, PublishingTrainer, ShardingTrainer):

@@ -22,8 +22,8 @@ from hfprune.hub.push import open_repo, push_to_hub
 from hfprune.profiling import measure
 from hfprune.report.environment import environment
 from hfprune.report.plots import sparsity_plot, trajectory_plot, units_plot
+from hfprune.training.checkpoints.resume import ResumableTrainer
 from hfprune.training.removal import example_of
-from hfprune.training.resume import ResumableTrainer
 
 if TYPE_CHECKING:
     from hfprune.training.phases import Phase

@@ -22,7 +22,6 @@ from hfprune.masks import MaskSet
 from hfprune.pruner import Pruner
 from hfprune.structure.graph import settled
 from hfprune.structure.pruner import StructuredPruner
-from hfprune.training.blockwise import method_of
 from hfprune.training.callbacks import (
     CountingCallback,
     GradualCallback,
@@ -31,11 +30,13 @@ from hfprune.training.callbacks import (
     MovementCallback,
     SaveAfterEpochEnd,
 )
+from hfprune.training.checkpoints.state import load_state, save_state, signature_of
 from hfprune.training.checks import check_fits
 from hfprune.training.choice import decide
 from hfprune.training.collapse import Guard
 from hfprune.training.family import export_size
-from hfprune.training.ice import IceCourse
+from hfprune.training.ice.blockwise import method_of
+from hfprune.training.ice.course import IceCourse
 from hfprune.training.logs import RunCallbacks, step_logs
 from hfprune.training.optimizer import OwnOptimizer
 from hfprune.training.phased import PhasedTrainer
@@ -43,8 +44,7 @@ from hfprune.training.phases import Phase, PruningState, StepRecord, numbers, ph
 from hfprune.training.progress import PhaseProgress, tell
 from hfprune.training.publishing import check_pushing
 from hfprune.training.recovery import RecoveryCallback, monitored
-from hfprune.training.shards import check_pruning
-from hfprune.training.state import load_state, save_state, signature_of
+from hfprune.training.shards.trainer import check_pruning
 from hfprune.training.world import check_world
 
 

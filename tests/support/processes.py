@@ -37,12 +37,13 @@ def run_script(path: Path, code: str, *arguments: object, processes: int, config
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     accelerate += ["--num_processes", str(processes), "--main_process_port", "0"]
     launcher = accelerate if config is not None else torchrun if processes > 1 else [sys.executable]
+    elsewhere = filter(None, [os.environ.get("PYTHONPATH")])
     done = subprocess.run(
         [*launcher, str(path), *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *elsewhere])},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-8000:]

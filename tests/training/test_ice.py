@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from hfprune import PruningTrainer
 from hfprune.errors import ConfigError
 from hfprune.strategy import pruning_aware_rate
-from hfprune.training import ice
-from hfprune.training.ice import layer_parameters, least_changed
-from hfprune.training.tuning import sampled
+from hfprune.training.ice import course
+from hfprune.training.ice.course import layer_parameters, least_changed
+from hfprune.training.ice.tuning import sampled
 from tests.support.processes import run_script
 from tests.training.setup import Digits, PlainNet, make_trainer, tiny_vit
 from tests.training.test_removal import Residual, parameters
@@ -312,8 +312,8 @@ def test_settings_are_searched_for_on_a_sample(tmp_path):
 
 
 def test_one_probe_serves_the_search_and_the_run(tmp_path, monkeypatch):
-    probes, probe = [], ice.probe
-    monkeypatch.setattr(ice, "probe", lambda *args: (probes.append(probe(*args)), probes[-1])[1])
+    probes, probe = [], course.probe
+    monkeypatch.setattr(course, "probe", lambda *args: (probes.append(probe(*args)), probes[-1])[1])
     strategy = {"trigger": 20, "freeze": 0.4, "tune": {"trials": 2, "sample": 0.5, "bound": 40}}
     trainer = ice_trainer(tmp_path, residual(), strategy, save_strategy="no")
     trainer.train()

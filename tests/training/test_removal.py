@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 import hfprune
 from hfprune.checkpoint.metadata import block_of, plan_of
 from hfprune.errors import CheckpointError, ConfigError, ModelError
-from hfprune.training.checkpoints import last_checkpoint
+from hfprune.training.checkpoints.folder import last_checkpoint
 from hfprune.training.optimizer import check_live
 from tests.training.setup import PlainNet, make_trainer, tiny_vit
 from tests.training.test_resume import StopAt, assert_same, outcome

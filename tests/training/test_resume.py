@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from hfprune.checkpoint.metadata import block_of
 from hfprune.errors import CheckpointError
-from hfprune.training.checkpoints import last_checkpoint
+from hfprune.training.checkpoints.folder import last_checkpoint
 from tests.training.setup import Digits, PlainNet, make_trainer, tiny_vit
 
 RUNS = {

@@ -56,7 +56,7 @@ import os, signal, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from transformers import TrainerCallback
-from hfprune.training.checkpoints import last_checkpoint
+from hfprune.training.checkpoints.folder import last_checkpoint
 from tests.training.setup import make_trainer, tiny_vit
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -19,6 +20,7 @@ class Fault:
         skip: requests that pass before the first that it meets.
         times: how many requests it meets.
         headers: of the answer.
+        then: called right before the connection breaks.
     """
 
     method: str
@@ -28,6 +30,7 @@ class Fault:
     skip: int = 0
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    then: Callable[[], None] | None = None
 
 
 class Faults:

@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
                 break
         if broken and fault.after is not None and self.command != "GET":
             self._log()
-            self._break()
+            self._break(fault)
             return
         self.most = (fault.after or 0) if broken else None
         if fault is not None and not broken:
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._dispatch(b"".join(parts))
         self._log()
         if broken:
-            self._break()
+            self._break(fault)
 
     def _body(self) -> Iterator[bytes]:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -131,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _log(self) -> None:
         self.hub.log.append(Request(self.command, self.parsed.path, self.received, self.status))
 
-    def _break(self) -> None:
+    def _break(self, fault: Fault) -> None:
+        if fault.then is not None:
+            fault.then()
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 

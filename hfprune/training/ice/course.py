@@ -19,11 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from hfprune.errors import ConfigError
 from hfprune.report.tables import short_paths
 from hfprune.strategy import Drop, Ice
+from hfprune.training.ice.side import side_trainer
+from hfprune.training.ice.tuning import check_optuna, search
 from hfprune.training.phases import Phase, StepRecord
 from hfprune.training.progress import shown, tell
 from hfprune.training.removal import of_the_first
-from hfprune.training.side import side_trainer
-from hfprune.training.tuning import check_optuna, search
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer

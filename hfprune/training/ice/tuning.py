@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 
 from hfprune.errors import ConfigError
 from hfprune.strategy import Ice, Tuning
+from hfprune.training.ice.side import side_trainer
 from hfprune.training.progress import tell
 from hfprune.training.removal import of_the_first
-from hfprune.training.side import side_trainer
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer

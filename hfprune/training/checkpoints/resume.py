@@ -23,7 +23,15 @@ from hfprune.errors import CheckpointError, TrainingDiverged
 from hfprune.masks import MaskSet
 from hfprune.stopping import deferred, handled
 from hfprune.training.callbacks import StopCallback
-from hfprune.training.checkpoints import SIDE, is_whole, last_checkpoint, last_whole, move_into_place, retain, set_right
+from hfprune.training.checkpoints.folder import (
+    SIDE,
+    is_whole,
+    last_checkpoint,
+    last_whole,
+    move_into_place,
+    retain,
+    set_right,
+)
 from hfprune.training.loss import LossTrainer
 
 ARGUMENTS_FILE = "training_args.json"

@@ -29,10 +29,10 @@ from hfprune.errors import ConfigError
 from hfprune.masks import MaskSet, ShardedMaskSet
 from hfprune.sharded import ShardedPruner
 from hfprune.sharding import AcrossProcesses, put_back, reshard
+from hfprune.training.checkpoints.resume import ResumableTrainer
+from hfprune.training.checkpoints.state import Held, held_by
 from hfprune.training.rehearsal import input_embeddings
-from hfprune.training.resume import ResumableTrainer
-from hfprune.training.state import Held, held_by
-from hfprune.training.whole import copied, dealt_out, empty_out, fill, filled, gathered, skeleton_of
+from hfprune.training.shards.whole import copied, dealt_out, empty_out, fill, filled, gathered, skeleton_of
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer

@@ -14,11 +14,11 @@ from hfprune.config import PruningConfig
 from hfprune.errors import ConfigError
 from hfprune.sharding import joined, local
 from hfprune.training.removal import AgreedPruner, Removal, example_of, shapes_of
-from hfprune.training.whole import empty_out, fill, gathering
+from hfprune.training.shards.whole import empty_out, fill, gathering
 from hfprune.weights import Weight
 
 if TYPE_CHECKING:
-    from hfprune.training.shards import Shards
+    from hfprune.training.shards.trainer import Shards
     from hfprune.training.trainer import PruningTrainer
 
 

@@ -16,9 +16,9 @@ from hfprune.structure.candidates import candidates
 from hfprune.structure.choices import Choice
 from hfprune.structure.groups import Structure, analyse
 from hfprune.structure.targets import Solver
-from hfprune.training.cutting import ShardedRemoval
 from hfprune.training.masking import Masking
 from hfprune.training.removal import AgreedPruner, Removal, example_of
+from hfprune.training.shards.cutting import ShardedRemoval
 
 if TYPE_CHECKING:
     from hfprune.training.trainer import PruningTrainer
