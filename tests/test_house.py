@@ -24,7 +24,6 @@ LEVELS = {
     **dict.fromkeys(("oneshot", "streaming"), 5.5),
     **dict.fromkeys(("data", "models", "processing", "metrics", "scratch", "scratch_speech", "training"), 6),
     **dict.fromkeys(("pipeline", "folders", "preview", "streamed", "cli"), 7),
-    **dict.fromkeys(("cli_compare", "cli_rescore", "cli_study", "cli_wild"), 7),
     **dict.fromkeys(("terminal", "analysis", "remeasure", "wild"), 7),
 }
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hfprune.cli_compare import compare
-from hfprune.cli_rescore import rescore
-from hfprune.cli_wild import app as wild
+from hfprune.cli.compare import compare
+from hfprune.cli.rescore import rescore
+from hfprune.cli.wild import app as wild
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.terminal import one_line_errors, part_in_order, progress, quiet_libraries
 
@@ -350,7 +350,3 @@ def convert(
 def main() -> None:
     """The entry point of the `hfprune` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from hfprune.cli_study import study
+from hfprune.cli.study import study
 from hfprune.errors import ConfigError
 from hfprune.terminal import one_line_errors, progress, quiet_libraries
 
