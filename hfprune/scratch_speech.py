@@ -6,6 +6,7 @@ import json
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -59,8 +60,7 @@ def small_wav2vec2(
 ) -> tuple[Wav2Vec2ForCTC, Wav2Vec2Processor]:
     """A Wav2Vec2 with random weights that writes letters, and its processor.
 
-    It hears sound of 16,000 samples a second. In a recipe it is the model
-    `hfprune.scratch_speech:small_wav2vec2`, with these arguments under `model.args`.
+    In a recipe it is the model `hfprune.scratch_speech:small_wav2vec2`, with these arguments under `model.args`.
 
     Source: Baevski 2020, arXiv 2006.11477; CTC after Graves 2006.
 
@@ -68,8 +68,7 @@ def small_wav2vec2(
         hidden_size, intermediate_size: widths of the residual stream and of the feed-forward part.
         layers, heads: transformer blocks, and attention heads of each.
         channels: of the convolutions that hear.
-        kernels, strides: theirs, one of each a convolution; by default a frame every 20 ms. Large ones at the start are
-            quicker.
+        kernels, strides: theirs, one of each a convolution, large ones being quicker; by default a frame every 20 ms.
         activation: of convolutions and feed-forward parts; `relu` is quicker.
         letters: what it can write beside spaces; texts are written in the case that they know.
         stable_layer_norm: norms before the parts of a block, as in the large models.
@@ -78,9 +77,7 @@ def small_wav2vec2(
     Raises:
         ConfigError: the numbers of kernels and strides differ.
     """
-    kernels, strides = kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2]
-    if len(kernels) != len(strides):
-        raise ConfigError(f"model.args.strides: {len(kernels)} kernels need as many strides, not {len(strides)}")
+    hearing = _convolutions(channels, kernels or [10, 5, 4, 4, 4], strides or [5, 4, 4, 2, 2], activation)
     processor = _letter_processor(letters)
     rates = ("hidden", "activation", "attention", "feat_proj", "final")
     config = Wav2Vec2Config(
@@ -89,10 +86,7 @@ def small_wav2vec2(
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        conv_dim=(channels,) * len(kernels),
-        conv_kernel=kernels,
-        conv_stride=strides,
-        feat_extract_activation=activation,
+        **hearing,
         hidden_act=activation,
         do_stable_layer_norm=stable_layer_norm,
         pad_token_id=processor.tokenizer.pad_token_id,
@@ -107,6 +101,14 @@ def _letter_processor(letters: str) -> Wav2Vec2Processor:
         feature_extractor=Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True, do_normalize=True),
         tokenizer=letter_tokenizer(letters),
     )
+
+
+def _convolutions(channels: int, kernels: list[int], strides: list[int], activation: str) -> dict[str, Any]:
+    """What a config says of the part that hears."""
+    if len(kernels) != len(strides):
+        raise ConfigError(f"model.args.strides: {len(kernels)} kernels need as many strides, not {len(strides)}")
+    sizes = {"conv_dim": [channels] * len(kernels), "conv_kernel": kernels, "conv_stride": strides}
+    return {**sizes, "feat_extract_activation": activation}
 
 
 def letter_tokenizer(letters: str) -> Wav2Vec2CTCTokenizer:

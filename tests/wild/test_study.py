@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hfprune.cli import app
 from hfprune.errors import CheckpointError, ConfigError
 from hfprune.recipe import Recipe
+from hfprune.scratch_speech import small_wav2vec2
 from hfprune.speech.corpus import training_set
 from hfprune.study import Study
 from hfprune.wild.made import write_recordings
@@ -152,3 +153,8 @@ def test_the_command(tmp_path):
     assert answer.exit_code == 2 and "wild: missing in" in answer.output
     answer = CliRunner().invoke(app, ["wild", "study", "recipes/wild_local.yaml", "--set", "wild.ratios=[2]"])
     assert answer.exit_code == 2 and "error: wild.ratios.0: " in answer.output
+
+
+def test_as_many_strides_as_kernels():
+    with pytest.raises(ConfigError, match=r"model.args.strides: 5 kernels need as many strides, not 1"):
+        small_wav2vec2(strides=[20])
