@@ -33,7 +33,7 @@ from transformers import TrainingArguments
 
 from hfprune import PruningTrainer
 
-SAME = ("images", "tests", "blocks", "ratio", "criterion", "rate", "dense")
+SAME = ("images", "tests", "blocks", "recovery", "ratio", "criterion", "rate", "dense")
 """The options that a result is of, beside its strategy."""
 OFF = {"trigger": False, "freeze": False, "rate": False}
 
@@ -116,7 +116,7 @@ def prune(dense: nn.Module, data: tuple[Pictures, Pictures], options: argparse.N
         "strategy": strategy,
     }
     began, used = time.perf_counter(), time.process_time()
-    trainer = train(copy.deepcopy(dense), data, options.rate, 1, pruning=pruning)
+    trainer = train(copy.deepcopy(dense), data, options.rate, options.recovery, pruning=pruning)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
     report = trainer.course.report()
     ended = trainer.steps[-1].metric["accuracy"]
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=2_000, help="to measure on")
     parser.add_argument("--blocks", type=int, default=3, help="in each of four stages")
     parser.add_argument("--epochs", type=int, default=12, help="of training the dense network")
+    parser.add_argument("--recovery", type=float, default=1, help="epochs of fine-tuning a step")
     parser.add_argument("--ratio", type=float, default=0.5, help="of the channels inside the blocks that goes")
     parser.add_argument("--criterion", default="l1")
     parser.add_argument("--rate", type=float, default=5e-3, help="the learning rate of fine-tuning")
