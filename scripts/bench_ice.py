@@ -114,9 +114,10 @@ def prune(dense: nn.Module, data: tuple[Pictures, Pictures], options: argparse.N
         "target": {"ratio": options.ratio},
         "round_to": 1,
         "strategy": strategy,
+        "recovery": {"epochs": options.recovery},
     }
     began, used = time.perf_counter(), time.process_time()
-    trainer = train(copy.deepcopy(dense), data, options.rate, options.recovery, pruning=pruning)
+    trainer = train(copy.deepcopy(dense), data, options.rate, 1, pruning=pruning)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
     report = trainer.course.report()
     ended = trainer.steps[-1].metric["accuracy"]
