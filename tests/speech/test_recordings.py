@@ -53,20 +53,36 @@ def test_transcripts_beside_their_recordings(tmp_path):
         "fr": "plain",
     }
     assert by_language["en"].language == "en-GB"
+    (tmp_path / "one.txt").unlink()
+    assert read_recordings(tmp_path, "fr")[1].text is None
+    with pytest.raises(DataError, match=r"transcripts in several languages \(de, en-GB, two\): say which with data"):
+        read_recordings(tmp_path)
+    (tmp_path / ".thumbnails").mkdir()
+    write_audio(tmp_path / ".thumbnails" / "no.wav", spoken("a"))
+    assert len(read_recordings(tmp_path, "de")) == 2
 
 
 def test_a_table_goes_before_what_lies_beside(tmp_path):
     write_audio(tmp_path / "one.wav", spoken("ab"))
     (tmp_path / "one.txt").write_text("beside")
     rows = [{"file_name": "one.wav", "transcription": "in the table", "language": "en", "category": "news"}]
+    rows += [{"file_name": "below/two.wav", "text": 1984}]
+    (tmp_path / "below").mkdir()
+    write_audio(tmp_path / "below" / "two.wav", spoken("ab"))
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    (item,) = read_recordings(tmp_path)
+    number, item = read_recordings(tmp_path)
+    assert (number.key, number.text) == ("below/two.wav", "1984")
     assert (item.text, item.language, item.facts) == ("in the table", "en", {"category": "news"})
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "line 1: not valid JSON"), ('{"text": "a"}', "no file_name"), ('{"file_name": "x.wav"}', "is not there")],
+    [
+        ("{", "line 1: not valid JSON"),
+        ('{"text": "a"}', "line 1: not a JSON object with a `file_name`"),
+        ('{"file_name": "../x.wav"}', "line 1: .* lies outside the folder"),
+        ('{"file_name": "x.wav"}', "names 'x.wav', which is not there"),
+    ],
 )
 def test_a_table_that_is_wrong(line, words, tmp_path):
     write_audio(tmp_path / "one.wav", spoken("ab"))
