@@ -12,6 +12,7 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
+    List,
     Value,
     get_dataset_config_names,
     load_dataset,
@@ -29,9 +30,7 @@ from hfprune.speech.recordings import SOUND_FILES, holds_recordings, read_record
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 # What was said when, in a recording that may be cut: lists of `start`, `stop` (seconds) and `text`.
-CAPTIONS = Features({"captions": [{"start": Value("float64"), "stop": Value("float64"), "text": Value("string")}]})[
-    "captions"
-]
+CAPTIONS = List({"start": Value("float64"), "stop": Value("float64"), "text": Value("string")})
 SPLIT_PREFIXES = {"train": "train", "test": "test", "valid": "validation", "val": "validation", "dev": "validation"}
 
 

@@ -208,7 +208,7 @@ class _Chooser:
     kept_bytes: int = 0
     undecoded: str | None = None
     seen: int = 0
-    cut: int = 0
+    cut: bool = False
 
     def __call__(self, part: Dataset) -> list[Clip]:
         if isinstance(part.features["audio"], Audio):
@@ -243,9 +243,9 @@ class _Chooser:
         rate, most = self.processor.feature_extractor.sampling_rate, self._most_seconds()
         parts, samples = joined(captions, most), None
         if self.kept_bytes + 4 * rate * sum(part.stop - part.start for part in parts) <= KEPT_BYTES:
-            samples = replace(recording, samples=None).read(rate)
+            samples = recording.read(rate)
             seconds = len(samples) / rate
-        self.cut += 1
+        self.cut = True
         found = []
         for part in parts:
             clip = replace(recording, samples=None, start=part.start, stop=min(part.stop, seconds))
