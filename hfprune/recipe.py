@@ -73,7 +73,7 @@ class DataSection(StrictModel):
         max_length: tokens a text for classification; block_size: tokens a sequence for causal-lm.
         language: of speech, a code such as `en` or `de-AT`: chooses transcripts, Whisper's prompt, and by which rules
             texts are written alike before they are compared.
-        max_seconds: recordings that are longer are left out of speech.
+        max_seconds: recordings of speech that are longer are cut between their captions, or left out without any.
         train_samples, eval_samples: use only so many, drawn by the seed.
         metrics: what is measured; by default accuracy for classification, perplexity for causal-lm, wer for
             speech-recognition.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Array2D, Array3D, Audio, ClassLabel, Dataset, Image, Value
 
-from hfprune.data.sources import text_features
+from hfprune.data.sources import CAPTIONS, text_features
 from hfprune.errors import ConfigError, DataError
 from hfprune.recipe import DataSection
 from hfprune.registry import did_you_mean
@@ -28,14 +28,16 @@ TEXT_PAIRS = (
 
 
 def named_columns(section: DataSection, dataset: Dataset) -> dict[str, str]:
-    """The dataset's columns under the names that the rest knows: `image`, `audio`, `text`, `text_pair`, `label`.
+    """The dataset's columns under the names that the rest knows: `image`, `audio`, `text`, `text_pair`, `label`;
+    and `captions`, where recordings come with the times of what is said.
 
     Raises:
         ConfigError: a column named in the recipe is not there, or none or several could be meant.
         DataError: labels that are no classes.
     """
     if section.task == "speech-recognition":
-        return {_audio_column(section, dataset): "audio", _transcript_column(section, dataset): "text"}
+        timed = {"captions": "captions"} if dataset.features.get("captions") == CAPTIONS else {}
+        return {_audio_column(section, dataset): "audio", _transcript_column(section, dataset): "text"} | timed
     if section.task == "image-classification":
         found = {_image_column(section, dataset): "image"}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 from datasets import (
@@ -11,6 +12,7 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
+    List,
     Value,
     get_dataset_config_names,
     load_dataset,
@@ -27,6 +29,8 @@ from hfprune.speech.recordings import SOUND_FILES, holds_recordings, read_record
 # File name endings and the loaders of `datasets` that read them.
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+# What was said when, in a recording that may be cut: lists of `start`, `stop` (seconds) and `text`.
+CAPTIONS = List({"start": Value("float64"), "stop": Value("float64"), "text": Value("string")})
 SPLIT_PREFIXES = {"train": "train", "test": "test", "valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -126,11 +130,13 @@ def _recordings(folder: Path, section: DataSection) -> dict[str, Dataset]:
     for recording in read_recordings(folder, section.language):
         top = recording.path.relative_to(folder).parts[0] if recording.path.parent != folder else ""
         split = recording.facts.get("split") or _split_of(top) or "train"
-        rows = splits.setdefault(split, {"audio": [], "text": []})
+        rows = splits.setdefault(split, {"audio": [], "text": [], "captions": []})
         rows["audio"].append({"bytes": None, "path": str(recording.path)})
         rows["text"].append(recording.text)
+        rows["captions"].append(recording.captions and [asdict(caption) for caption in recording.captions])
     # The storage of `datasets.Audio`, which itself wants torchcodec to be installed.
-    features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
+    audio = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({"audio": audio, "text": Value("string"), "captions": CAPTIONS})
     return {split: Dataset.from_dict(rows, features=features) for split, rows in splits.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hfprune.data.sources import text_features
 from hfprune.errors import ConfigError, DataError, ModelError
 from hfprune.recipe import DataSection
 from hfprune.speech.audio import read_audio, resampled, seconds_of
+from hfprune.speech.captions import Caption, joined
 from hfprune.speech.normalise import code_of, normaliser
 from hfprune.speech.recognisers import Kind, frames_of, kind_of, texts_of
 
@@ -49,7 +50,7 @@ class SpeechRows(torch.utils.data.Dataset):
 
 @dataclass
 class Clip:
-    """A recording, read when it is asked for unless it is kept.
+    """A recording or a part of one, read when it is asked for unless it is kept.
 
     Attributes:
         value: as a dataset holds it: a path, `{"bytes", "path"}`, or `{"array", "sampling_rate"}`.
@@ -57,6 +58,7 @@ class Clip:
         name: how a message calls it.
         labels: the tokens of its transcript.
         samples: where they are kept.
+        start, stop: of a part, in seconds.
     """
 
     value: Any
@@ -64,18 +66,38 @@ class Clip:
     name: str
     labels: list[int] = field(default_factory=list)
     samples: np.ndarray | None = None
+    start: float = 0.0
+    stop: float | None = None
 
     def read(self, rate: int) -> np.ndarray:
-        """Its samples (samples,) at a rate."""
+        """Its samples (samples,) at a rate.
+
+        Raises:
+            DataError: it can't be decoded.
+        """
         if self.samples is not None:
             return self.samples
+        return self._read(rate) if self.stop is None else self.part_of(self._read(rate), rate)
+
+    def part_of(self, whole: np.ndarray, rate: int) -> np.ndarray:
+        """Its own samples (samples,), copied from those of its recording.
+
+        Raises:
+            DataError: the recording is over before it begins.
+        """
+        part = whole[round(self.start * rate) : round((self.stop or 0) * rate)].copy()
+        if not len(part):
+            raise DataError(f"'{self.name}' holds no sound at {self.start:g} s")
+        return part
+
+    def _read(self, rate: int) -> np.ndarray:
         if isinstance(self.value, dict) and self.value.get("array") is not None:
             samples = np.asarray(self.value["array"], np.float32)
             return resampled(samples.mean(axis=0) if samples.ndim > 1 else samples, self.value["sampling_rate"], rate)
         return read_audio(self._source(), rate, self.name)
 
     def seconds(self) -> float:
-        """How long it is, without decoding it where that can be known."""
+        """How long its recording is, without decoding it where that can be known."""
         if isinstance(self.value, dict) and self.value.get("array") is not None:
             return np.shape(self.value["array"])[-1] / self.value["sampling_rate"]
         return seconds_of(self._source(), self.name)
@@ -146,8 +168,8 @@ def prepare_speech(
     start = model.config.decoder_start_token_id if kind == "seq2seq" else None
     facts: dict[str, Any] = {"sampling_rate": extractor.sampling_rate}
     if lines:
-        total = len(train) + len(evaluation)
-        facts["left_out"] = f"{left_out.total()} of {total} recordings are left out: {', '.join(lines)}"
+        what = "recordings and clips" if chosen.cut else "recordings"
+        facts["left_out"] = f"{left_out.total()} of {chosen.seen} {what} are left out: {', '.join(lines)}"
     return *parts, SpeechCollator(extractor, heard, start), facts
 
 
@@ -185,6 +207,8 @@ class _Chooser:
     left_out: Counter[str]
     kept_bytes: int = 0
     undecoded: str | None = None
+    seen: int = 0
+    cut: bool = False
 
     def __call__(self, part: Dataset) -> list[Clip]:
         if isinstance(part.features["audio"], Audio):
@@ -196,33 +220,67 @@ class _Chooser:
             audio = row["audio"]
             path = audio.get("path") if isinstance(audio, dict) else audio
             clip = Clip(audio, base, path if isinstance(path, str) else f"recording {number}")
-            reason = self._reason(clip, row["text"])
-            if reason:
-                self.left_out[reason] += 1
-            else:
-                found.append(clip)
+            captions = [Caption(**caption) for caption in row.get("captions") or ()]
+            found += self._usable(clip, row["text"], captions)
         return found
 
-    def _reason(self, clip: Clip, text: str | None) -> str | None:
-        """Why a clip can't be used; None for one that can, which has its labels then."""
+    def _usable(self, clip: Clip, text: str | None, captions: list[Caption]) -> list[Clip]:
+        """A recording, or the clips that a long one with captions is cut into."""
+        reason = self._reason_of_text(clip, text)
+        if reason is None:
+            try:
+                seconds = self._seconds(clip)
+                if seconds > self._most_seconds() and captions:
+                    return self._clips(clip, seconds, captions)
+                reason = self._reason_of_length(clip, seconds)
+            except DataError:
+                self.undecoded = self.undecoded or clip.name
+                reason = f"that can't be decoded (the first: '{self.undecoded}')"
+        return [clip] if self._counted(reason) else []
+
+    def _clips(self, recording: Clip, seconds: float, captions: list[Caption]) -> list[Clip]:
+        """What of a long recording can be used. While there is room for the clips, it is decoded, once."""
+        rate, most = self.processor.feature_extractor.sampling_rate, self._most_seconds()
+        parts, samples = joined(captions, most), None
+        if self.kept_bytes + 4 * rate * sum(part.stop - part.start for part in parts) <= KEPT_BYTES:
+            samples = recording.read(rate)
+            seconds = len(samples) / rate
+        self.cut = True
+        found = []
+        for part in parts:
+            clip = replace(recording, samples=None, start=part.start, stop=min(part.stop, seconds))
+            length = clip.stop - clip.start
+            if length * rate < 2:
+                reason = "whose caption lies outside of its recording"
+            elif length > most:
+                reason = f"whose caption is longer than {most:g} s"
+            else:
+                reason = self._reason_of_text(clip, part.text) or self._reason_of_length(clip, length)
+            if self._counted(reason):
+                found.append(clip)
+                if samples is not None:
+                    clip.samples = clip.part_of(samples, rate)
+                    self.kept_bytes += clip.samples.nbytes
+        return found
+
+    def _counted(self, reason: str | None) -> bool:
+        """Whether something can be used, which it can without a reason why not."""
+        self.seen += 1
+        if reason is not None:
+            self.left_out[reason] += 1
+        return reason is None
+
+    def _reason_of_text(self, clip: Clip, text: str | None) -> str | None:
+        """Why a text can't be used; None for one that can, whose tokens are the clip's labels then."""
         if not text or not text.strip():
             return "without a text"
         clip.labels = self._labels(text)
         if not normaliser(self.section.language)(texts_of(self.processor, [clip.labels], labels=True)[0]):
             return "with a text of which no word is left"
-        most = self._most_seconds()
-        try:
-            seconds = self._seconds(clip)
-        except DataError:
-            self.undecoded = self.undecoded or clip.name
-            return f"that can't be decoded (the first: '{self.undecoded}')"
-        if seconds > most:
-            clip.samples = None
-            return f"longer than {most:g} s"
-        return self._reason_of_lengths(clip, seconds)
+        return None
 
     def _seconds(self, clip: Clip) -> float:
-        """A clip's length. While there is room it is decoded, which proves that it can be, and kept."""
+        """A recording's length. While there is room it is decoded, which proves that it can be, and kept."""
         rate = self.processor.feature_extractor.sampling_rate
         seconds = clip.seconds()
         if seconds <= self._most_seconds() and self.kept_bytes + 4 * seconds * rate <= KEPT_BYTES:
@@ -235,8 +293,11 @@ class _Chooser:
         heard = getattr(self.processor.feature_extractor, "chunk_length", None)
         return min(self.section.max_seconds, heard) if self.kind == "seq2seq" and heard else self.section.max_seconds
 
-    def _reason_of_lengths(self, clip: Clip, seconds: float) -> str | None:
+    def _reason_of_length(self, clip: Clip, seconds: float) -> str | None:
         config, labels = self.model.config, clip.labels
+        if seconds > self._most_seconds():
+            clip.samples = None
+            return f"longer than {self._most_seconds():g} s"
         if self.kind == "seq2seq":
             most = getattr(config, "max_target_positions", None)
             return f"with a text of more than {most} tokens" if most and len(labels) > most else None

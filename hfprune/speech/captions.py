@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfprune.errors import DataError
 from hfprune.speech.needs import needed
+from hfprune.speech.normalise import code_of
 
 CAPTION_FILES = (".srt", ".vtt", ".txt")
 """How the names of transcripts end, in the order in which they are looked for beside a recording."""
+NEAR = 0.1
+"""Captions that overlap by no more seconds than this count as one after the other."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,42 @@ def text_of(captions: list[Caption]) -> str:
         if not kept or caption.text != kept[-1]:
             kept.append(caption.text)
     return " ".join(kept)
+
+
+def joined(captions: list[Caption], seconds: float) -> list[Caption]:
+    """Consecutive captions as one each, as many as last no longer than so many seconds together.
+
+    What overlaps is never parted, and neither is a line from its own repetition right after it, as in rolling captions;
+    so one may be longer than that.
+    """
+    in_order = sorted(captions, key=lambda caption: caption.start)
+    once = _merged(in_order, _repeats)
+    apart = _merged(once, lambda last, caption: caption.start < last.stop - NEAR)
+    return _merged(apart, lambda last, caption: max(last.stop, caption.stop) - last.start <= seconds)
+
+
+def _merged(captions: list[Caption], together: Callable[[Caption, Caption], bool]) -> list[Caption]:
+    found: list[Caption] = []
+    for caption in captions:
+        if found and together(found[-1], caption):
+            last = found.pop()
+            text = last.text if _repeats(last, caption) else f"{last.text} {caption.text}"
+            caption = Caption(last.start, max(last.stop, caption.stop), text)
+        found.append(caption)
+    return found
+
+
+def _repeats(last: Caption, caption: Caption) -> bool:
+    return caption.text == last.text and caption.start <= last.stop + NEAR
+
+
+def choose_language(available: list[str], language: str) -> str | None:
+    """Which of several subtitles is the reference: the language itself, then British and American English, then the
+    shortest code of the same language; None where there is none."""
+    alike = [code for code in available if code == language or code.startswith(f"{language}-")]
+    alike = alike or [code for code in available if code_of(code) == code_of(language)]
+    first = [code for code in (language, f"{language}-GB", f"{language}-US") if code in alike]
+    return first[0] if first else min(alike, key=lambda code: (len(code), code), default=None)
 
 
 def _plain(text: str) -> str:

@@ -158,11 +158,3 @@ def read_plan(path: str | Path) -> Plan:
     if twice := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
         raise DataError(f"the plan '{path}' has the item '{twice[0]}' twice")
     return plan
-
-
-def choose_language(available: list[str], language: str) -> str | None:
-    """Which of several subtitles is the reference: the language itself, then British and American English, then the
-    shortest code of the same language; None where there is none."""
-    alike = [code for code in available if code == language or code.startswith(f"{language}-")]
-    first = [code for code in (language, f"{language}-GB", f"{language}-US") if code in alike]
-    return first[0] if first else min(alike, key=lambda code: (len(code), code), default=None)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hfprune.errors import DataError
-from hfprune.speech.captions import captions_of, text_of
+from hfprune.speech.captions import captions_of, choose_language, text_of
 from hfprune.speech.needs import needed
 from hfprune.wild.cache import Cache
-from hfprune.wild.plan import choose_language
 
 # What yt-dlp says, in the words of sites and its own, and what it means; the first that is found counts.
 _MEANINGS = (

@@ -9,8 +9,9 @@ from typing import Any
 
 from hfprune.errors import ConfigError, DataError, NotReachable
 from hfprune.registry import did_you_mean
+from hfprune.speech.captions import choose_language
 from hfprune.speech.needs import needed
-from hfprune.wild.plan import Plan, PlanItem, choose_language
+from hfprune.wild.plan import Plan, PlanItem
 from hfprune.wild.videos import Unavailable, Videos, no_subtitles
 
 KEY = "YOUTUBE_API_KEY"

@@ -12,7 +12,8 @@ from hfprune.data import open_data, prepare
 from hfprune.errors import ConfigError, DataError, ModelError
 from hfprune.recipe import DataSection
 from hfprune.scratch_speech import small_wav2vec2, small_whisper
-from hfprune.speech.audio import seconds_of, write_audio
+from hfprune.speech.audio import read_audio, seconds_of, write_audio
+from hfprune.speech.captions import Caption, joined
 from hfprune.speech.recognisers import texts_of
 from hfprune.speech.recordings import read_recordings
 from tests.speech.sounds import record, spoken
@@ -53,20 +54,36 @@ def test_transcripts_beside_their_recordings(tmp_path):
         "fr": "plain",
     }
     assert by_language["en"].language == "en-GB"
+    (tmp_path / "one.txt").unlink()
+    assert read_recordings(tmp_path, "fr")[1].text is None
+    with pytest.raises(DataError, match=r"transcripts in several languages \(de, en-GB, two\): say which with data"):
+        read_recordings(tmp_path)
+    (tmp_path / ".thumbnails").mkdir()
+    write_audio(tmp_path / ".thumbnails" / "no.wav", spoken("a"))
+    assert len(read_recordings(tmp_path, "de")) == 2
 
 
 def test_a_table_goes_before_what_lies_beside(tmp_path):
     write_audio(tmp_path / "one.wav", spoken("ab"))
     (tmp_path / "one.txt").write_text("beside")
     rows = [{"file_name": "one.wav", "transcription": "in the table", "language": "en", "category": "news"}]
+    rows += [{"file_name": "below/two.wav", "text": 1984}]
+    (tmp_path / "below").mkdir()
+    write_audio(tmp_path / "below" / "two.wav", spoken("ab"))
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    (item,) = read_recordings(tmp_path)
+    number, item = read_recordings(tmp_path)
+    assert (number.key, number.text) == ("below/two.wav", "1984")
     assert (item.text, item.language, item.facts) == ("in the table", "en", {"category": "news"})
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "line 1: not valid JSON"), ('{"text": "a"}', "no file_name"), ('{"file_name": "x.wav"}', "is not there")],
+    [
+        ("{", "line 1: not valid JSON"),
+        ('{"text": "a"}', "line 1: not a JSON object with a `file_name`"),
+        ('{"file_name": "../x.wav"}', "line 1: .* lies outside the folder"),
+        ('{"file_name": "x.wav"}', "names 'x.wav', which is not there"),
+    ],
 )
 def test_a_table_that_is_wrong(line, words, tmp_path):
     write_audio(tmp_path / "one.wav", spoken("ab"))
@@ -135,6 +152,93 @@ def test_what_can_not_be_used_is_left_out_and_counted(tmp_path):
         assert reason in said
     with pytest.raises(DataError, match=r"no recording to train on; left out: .*longer than 0.01 s"):
         prepared(tmp_path, max_seconds=0.01)
+
+
+def long_recording(path, *words, pause=0.0, kind="srt"):
+    """A recording of words one after the other, with a caption for each."""
+    path.parent.mkdir(exist_ok=True)
+    parts, lines, now = [], [], 0.0
+    for number, word in enumerate(words, start=1):
+        parts += [spoken(word), np.zeros(int(16_000 * pause), np.float32)]
+        stop = now + len(parts[-2]) / 16_000
+        lines.append(f"{number}\n00:00:{now:06.3f} --> 00:00:{stop:06.3f}\n{word}\n".replace(".", ","))
+        now = stop + pause
+    write_audio(path, np.concatenate(parts))
+    path.with_suffix(f".{kind}").write_text("WEBVTT\n\n" * (kind == "vtt") + "\n".join(lines).replace(",", "."))
+
+
+@pytest.mark.parametrize("room", [None, 0])
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_long_recordings_are_cut_at_their_captions(room, kind, tmp_path, monkeypatch):
+    if room is not None:
+        monkeypatch.setattr("hfprune.data.speech.KEPT_BYTES", room)
+    words = ["ab", "bc", "abcabcab", "ca", "cb", "aa"]
+    long_recording(tmp_path / "train" / "one.wav", *words, pause=0.2, kind=kind)
+    long_recording(tmp_path / "test" / "two.wav", "ab", "ca", kind=kind)
+    decoded = []
+    monkeypatch.setattr("hfprune.data.speech.read_audio", lambda *args: decoded.append(args) or read_audio(*args))
+    made = small_wav2vec2(**TINY, layers=1, channels=8, letters="abc")
+    data = prepared(tmp_path, made, max_seconds=0.9)
+    assert len(decoded) == (2 if room is None else 0)
+    assert texts(data.train, made[1]) == ["aa", "ab bc", "ca cb"] and texts(data.evaluation, made[1]) == ["ab ca"]
+    assert data.facts["left_out"] == "1 of 5 recordings and clips are left out: 1 whose caption is longer than 0.9 s"
+    decoded.clear()
+    clip = data.train.clips[1]
+    heard = clip.read(16_000)
+    word = spoken("ca")
+    assert len(heard) == len(word) * 2 + 3_200 == round((clip.stop - clip.start) * 16_000)
+    assert np.allclose(heard[: len(word)], word, atol=1e-3)
+    assert len(decoded) == (0 if room is None else 1)
+    assert all(len(row["input_values"]) <= 0.9 * 16_000 for row in data.train)
+    if room is None:  # the whole recording is not held on to
+        assert all(clip.samples.base is None for clip in data.train.clips)
+
+
+def test_captions_that_can_not_be_clips_are_left_out_and_counted(tmp_path):
+    record(tmp_path, 4)
+    long_recording(tmp_path / "long.wav", "ab", "...", "bc", "ca", pause=0.5)
+    with (tmp_path / "long.srt").open("a") as file:
+        file.write("\n9\n00:01:00,000 --> 00:01:01,000\nab\n")
+    long_recording(tmp_path / "untimed.wav", "ab", "bc", "ca", pause=0.5)
+    (tmp_path / "untimed.srt").rename(tmp_path / "untimed.txt")
+    long_recording(tmp_path / "broken.wav", "ab", "bc", "ca")
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    data = prepared(tmp_path, max_seconds=0.5, eval_fraction=0.3)
+    assert len(data.train) + len(data.evaluation) == 7
+    said = data.facts["left_out"]
+    assert said.startswith("4 of 11 recordings and clips are left out: ")
+    assert "1 longer than 0.5 s" in said and "1 with a text of which no word is left" in said
+    assert "1 whose caption lies outside of its recording" in said and "1 that can't be decoded (the first: '" in said
+
+
+def test_a_decoder_hears_clips_no_longer_than_it_can(tmp_path):
+    long_recording(tmp_path / "train" / "one.wav", "ab", "bc", "ca", "cb", pause=0.1)
+    long_recording(tmp_path / "test" / "two.wav", "ab")
+    model, processor = small_whisper(**TINY, seconds=1, mel_bins=8, longest_text=16)
+    data = prepared(tmp_path, (model, processor))
+    rows = [data.train[index]["labels"] for index in range(len(data.train))]
+    assert texts_of(processor, rows, labels=True) == ["ab bc", "ca cb"] and "left_out" not in data.facts
+
+
+def captions_at(*lines):
+    return [Caption(*line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ([(0, 1, "a"), (1, 2, "b"), (2, 3, "c")], [(0, 2, "a b"), (2, 3, "c")]),
+        ([(1, 2, "b"), (0, 1, "a")], [(0, 2, "a b")]),  # in their order in time
+        ([(0, 9, "a"), (9, 10, "b")], [(0, 9, "a"), (9, 10, "b")]),  # too long alone, and stays alone
+        ([(0, 1.5, "a"), (1, 3, "b"), (3, 4, "c")], [(0, 3, "a b"), (3, 4, "c")]),  # two who speak at once
+        ([(0, 1, "a"), (1, 2, "a"), (2, 3, "b")], [(0, 2, "a"), (2, 3, "b")]),  # one line, shown on
+        ([(0, 0.5, "a"), (1.5, 2, "a")], [(0, 2, "a a")]),  # said twice
+        ([(0, 1, "a"), (0.95, 2, "b"), (2, 3, "c")], [(0, 2, "a b"), (2, 3, "c")]),
+        ([(0, 2, "a"), (1.95, 3, "b")], [(0, 2, "a"), (1.95, 3, "b")]),  # hardly overlapping
+    ],
+)
+def test_captions_are_joined(lines, found):
+    assert joined(captions_at(*lines), 2.0) == captions_at(*found)
 
 
 def test_texts_are_written_with_the_letters_that_the_tokenizer_knows(tmp_path):

@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from hfprune.errors import CheckpointError, ConfigError, DataError
 from hfprune.speech.audio import write_audio
+from hfprune.speech.captions import choose_language
 from hfprune.wild.folder import plan_folder, reference_of
-from hfprune.wild.plan import choose_language, read_plan
+from hfprune.wild.plan import read_plan
 from hfprune.wild.rows import Rows, plan_dataset
 from tests.support.wild import recordings, sine
 
@@ -22,6 +23,7 @@ from tests.support.wild import recordings, sine
         (["en-US", "en-CA"], "en", "en-US"),
         (["en-nP7-2PuUl7o", "en-AU", "en-CA"], "en", "en-AU"),
         (["de-AT", "en"], "de", "de-AT"),
+        (["en", "de"], "en-AU", "en"),
         (["enm", "live_chat"], "en", None),
         ([], "en", None),
     ],
@@ -81,7 +83,7 @@ def test_a_folder_in_which_nothing_is_found_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 1: not a JSON object with a `file_name`"),
+        ("{", "line 1: not valid JSON"),
         ('{"text": "a"}', "line 1: not a JSON object with a `file_name`"),
         ('{"file_name": "../a.wav", "text": "a"}', "lies outside the folder"),
     ],
@@ -98,6 +100,9 @@ def test_several_languages_and_none_asked_for(tmp_path):
         (folder / f"b.{code}.txt").write_text("text")
     plan = plan_folder(folder)
     assert plan.items[1].reason == "transcripts in several languages (de, fr): say which with --language"
+    (folder / "b.txt").write_text("of no language")
+    assert plan_folder(folder).items[1].captions == "b.txt"
+    assert plan_folder(folder, "fr-CA").items[1].captions == "b.fr.txt"
 
 
 @pytest.mark.parametrize(
