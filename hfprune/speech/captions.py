@@ -17,6 +17,10 @@ NEAR = 0.1
 """Captions that overlap by no more seconds than this count as one after the other."""
 
 
+class NoText(DataError):
+    """A transcript in which nothing is said."""
+
+
 @dataclass(frozen=True)
 class Caption:
     """A line of captions.
@@ -61,7 +65,7 @@ def captions_of(text: str, kind: str, name: str = "captions") -> list[Caption]:
         found = [Caption(line.start / 1000, line.end / 1000, _plain(line.plaintext)) for line in lines]
     found = [caption for caption in found if caption.text]
     if not found:
-        raise DataError(f"'{name}' holds no text")
+        raise NoText(f"'{name}' holds no text")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprune.errors import DataError
-from hfprune.speech.captions import CAPTION_FILES, Caption, choose_language, read_captions, text_of
+from hfprune.speech.captions import CAPTION_FILES, Caption, NoText, choose_language, read_captions, text_of
 
 METADATA = "metadata.jsonl"
 SOUND_FILES = (
@@ -100,12 +100,20 @@ def read_recordings(folder: Path, language: str | None = None) -> list[Recording
             except DataError as error:
                 raise DataError(f"'{recording.path}': {error}") from error
             if chosen is not None:
-                code, captions = chosen[0], read_captions(chosen[1])
+                code, captions = chosen[0], _captions(chosen[1])
                 timed = captions if chosen[1].suffix.lower() != ".txt" else None
                 spoken = recording.language or code
                 recording = replace(recording, text=text_of(captions), language=spoken, captions=timed)
         found.append(recording)
     return found
+
+
+def _captions(path: Path) -> list[Caption]:
+    """Those of a file; none where nothing is said in it, which is no reason to refuse the other recordings."""
+    try:
+        return read_captions(path)
+    except NoText:
+        return []
 
 
 def transcripts_beside(path: Path) -> Transcripts:

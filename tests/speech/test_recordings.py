@@ -137,8 +137,9 @@ def test_rows_and_batches_for_a_decoder(tmp_path):
 
 
 def test_what_can_not_be_used_is_left_out_and_counted(tmp_path):
-    record(tmp_path, 9)
+    record(tmp_path, 10)
     (tmp_path / "000.txt").unlink()
+    (tmp_path / "009.txt").write_text(" ")
     (tmp_path / "001.txt").write_text("...")
     (tmp_path / "002.wav").write_bytes(b"RIFF and no more")
     write_audio(tmp_path / "003.wav", spoken("abc" * 10))
@@ -146,8 +147,8 @@ def test_what_can_not_be_used_is_left_out_and_counted(tmp_path):
     data = prepared(tmp_path, max_seconds=2, eval_fraction=0.5)
     assert len(data.train) + len(data.evaluation) == 4
     said = data.facts["left_out"]
-    assert said.startswith("5 of 9 recordings are left out: ")
-    for reason in ("1 without a text", "1 with a text of which no word is left", "1 longer than 2 s",
+    assert said.startswith("6 of 10 recordings are left out: ")
+    for reason in ("2 without a text", "1 with a text of which no word is left", "1 longer than 2 s",
                    "1 too short for the model or their text", "1 that can't be decoded (the first: '"):  # fmt: skip
         assert reason in said
     with pytest.raises(DataError, match=r"no recording to train on; left out: .*longer than 0.01 s"):
