@@ -41,7 +41,7 @@ def read_audio(source: str | Path | bytes, rate: int = RATE, name: str = "") -> 
                 parts += [part.to_ndarray().mean(axis=0) for part in resampler.resample(frame)]
             parts += [part.to_ndarray().mean(axis=0) for part in resampler.resample(None)]
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"'{name}' can't be decoded: {error}") from error
+        raise DataError(f"'{name}' can't be decoded: {error.strerror or error}") from error
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not len(samples):
         raise DataError(f"'{name}' holds no sound")
@@ -66,7 +66,7 @@ def seconds_of(source: str | Path | bytes, name: str = "") -> float:
             if container.duration is not None:
                 return container.duration / av.time_base
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"'{name}' can't be decoded: {error}") from error
+        raise DataError(f"'{name}' can't be decoded: {error.strerror or error}") from error
     return len(read_audio(source, name=name)) / RATE
 
 

@@ -82,7 +82,7 @@ def changed(
 
     Args:
         samples: (samples,), at 16 kHz.
-        kind, level: as `hfprune.study.check` accepts them.
+        kind, level: as `hfprune.study.fits` accepts them.
         random: makes noise and rooms.
         others: the voices of babble.
 

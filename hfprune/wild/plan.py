@@ -16,6 +16,8 @@ from hfprune.strict import one_line
 from hfprune.wild.store import now
 
 Source = Literal["youtube", "folder", "dataset"]
+_NEEDED = {"folder": ("folder",), "dataset": ("dataset", "split", "audioColumn")}
+"""What a plan says of where its recordings lie."""
 
 
 class PlanItem(BaseModel):
@@ -154,6 +156,9 @@ def read_plan(path: str | Path) -> Plan:
         plan = Plan.model_validate(values)
     except ValidationError as error:
         raise DataError(f"'{path}' is not a test plan: {one_line(error)}") from error
+    for name in _NEEDED.get(plan.source, ()):
+        if not isinstance(plan.args.get(name), str):
+            raise DataError(f"'{path}' is not a test plan: its 'args' has no text '{name}'")
     keys = [item.key for item in plan.items]
     if twice := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
         raise DataError(f"the plan '{path}' has the item '{twice[0]}' twice")

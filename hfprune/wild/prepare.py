@@ -64,7 +64,7 @@ class Preparer:
         videos: what downloads.
 
     Raises:
-        HfpruneError: the plan's dataset can't be opened.
+        HfpruneError: the plan's dataset can't be opened, or its folder is not there.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Preparer:
         self._videos = (videos or Videos()) if plan.source == "youtube" else None
         self._cache = cache() if plan.source == "youtube" else None
         self._rows = None
+        if plan.source == "folder" and not Path(plan.args["folder"]).is_dir():
+            raise DataError(f"the plan's folder '{plan.args['folder']}' is not there")
         if plan.source == "dataset":
             from hfprune.wild.rows import Rows
 

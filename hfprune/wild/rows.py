@@ -6,14 +6,12 @@ from typing import Any
 
 from datasets import Audio, Dataset
 
+from hfprune.data.columns import TRANSCRIPT_NAMES
 from hfprune.data.sources import open_splits, text_features
 from hfprune.errors import ConfigError, DataError, HfpruneError
 from hfprune.recipe import DataSection
 from hfprune.registry import did_you_mean
 from hfprune.wild.plan import Plan, PlanItem
-
-TEXT_COLUMNS = ("text", "transcription", "sentence", "normalized_text", "transcript")
-"""How columns with transcripts are usually called, the likeliest first."""
 
 
 def plan_dataset(
@@ -124,7 +122,7 @@ def _audio_column(rows: Dataset, said: str | None, source: str) -> str:
 def _text_column(rows: Dataset, said: str | None, source: str) -> str:
     _check_column(rows, said, source)
     texts = text_features(rows)
-    found = [column for column in TEXT_COLUMNS if column in texts] or (texts if len(texts) == 1 else [])
+    found = [column for column in TRANSCRIPT_NAMES if column in texts] or (texts if len(texts) == 1 else [])
     if said is None and not found:
         raise DataError(
             f"'{source}': which column holds the transcripts? name it with --text-column; there is: {', '.join(texts)}"

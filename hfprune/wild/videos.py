@@ -15,6 +15,8 @@ from hfprune.wild.cache import Cache
 
 # What yt-dlp says, in the words of sites and its own, and what it means; the first that is found counts.
 _MEANINGS = (
+    (r"http error (429|5\d\d)|temporarily unavailable", "no connection", False),
+    (r"not a bot", "taken for a robot", False),
     (r"private video|video is private", "a private video", True),
     (r"live event|premieres in|is not currently live|live stream", "a live stream", True),
     (r"in your country|in your (geo|region)|geo.?(restrict|block)|blocked it (in|on)", "not available here", True),
@@ -22,7 +24,7 @@ _MEANINGS = (
     (r"confirm your age|age.?restrict|sign in|log ?in|members.only|payment", "only for those logged in", True),
     (r"no space left|disk quota", "the disk is full", False),
     (r"timed? ?out", "no answer in time", False),
-    (r"getaddrinfo|name resolution|unreachable|refused|connection|http error (429|5\d\d)", "no connection", False),
+    (r"getaddrinfo|name resolution|unreachable|refused|connection", "no connection", False),
 )
 
 

@@ -145,7 +145,7 @@ def _ask(request: Any) -> dict[str, Any]:
     errors = needed("googleapiclient.errors")
     transport = needed("httplib2")
     try:
-        return request.execute()
+        answer = request.execute()
     except errors.HttpError as error:
         details = error.error_details if isinstance(error.error_details, list) else []
         reasons = {detail.get("reason") for detail in details if isinstance(detail, dict)}
@@ -158,6 +158,9 @@ def _ask(request: Any) -> dict[str, Any]:
         raise NotReachable("YouTube did not answer in time") from None
     except (OSError, transport.HttpLib2Error) as error:
         raise NotReachable(f"YouTube can't be reached ({type(error).__name__})") from None
+    if not isinstance(answer, dict):  # the client gives what is no JSON as it came
+        raise NotReachable("something else than YouTube answered: no JSON")
+    return answer
 
 
 def _categories(service: Any, region: str) -> dict[str, str]:

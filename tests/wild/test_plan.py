@@ -111,8 +111,10 @@ def test_several_languages_and_none_asked_for(tmp_path):
         ("{", "is not JSON"),
         ('{"items": []}', "is not a test plan: source"),
         ('{"source": "folder", "items": [{"title": "x"}]}', "items.0.key"),
-        ('{"source": "folder", "items": [{"key": "x"}, {"key": "x"}]}', "the item 'x' twice"),
+        ('{"source": "youtube", "items": [{"key": "x"}, {"key": "x"}]}', "the item 'x' twice"),
         ('{"source": "folder", "items": [], "formatVersion": 9}', "formatVersion"),
+        ('{"source": "folder", "items": []}', "'args' has no text 'folder'"),
+        ('{"source": "dataset", "items": [], "args": {"dataset": "a", "split": 3}}', "'args' has no text 'split'"),
     ],
 )
 def test_what_is_no_plan_is_one_line(tmp_path, text, words):

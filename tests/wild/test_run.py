@@ -223,6 +223,17 @@ def test_a_model_that_is_no_recogniser_fails_its_rows_alone(recogniser, tmp_path
         Recogniser(str(other))
 
 
+def test_a_folder_that_is_gone_fails_no_item(spoken, tmp_path):
+    folder = recordings(tmp_path / "in", a="one two")
+    plan = planned(folder, tmp_path)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="the plan's folder '.*in' is not there"):
+        run(plan, ["m"], tmp_path / "out")
+    (tmp_path / "elsewhere").rename(folder)
+    run(plan, ["m"], tmp_path / "out")
+    assert [row["wer"] for row in rows_of(tmp_path / "out")[1]] == [0]
+
+
 def test_a_model_that_breaks_on_an_item_fails_that_row(spoken, tmp_path):
     def transcribe(self, samples, language=None):
         if len(samples) > 8000:

@@ -144,6 +144,8 @@ COUNTRY = "The uploader has not made this video available in your country"
         (extractor("Unable to download API page: The read operation timed out"), "no answer in time: ", False),
         (TimeoutError("timed out"), "no answer in time: ", False),
         (extractor("Unable to download webpage: HTTP Error 429: Too Many Requests"), "no connection: ", False),
+        (extractor("Unable to download webpage: HTTP Error 503: Service Unavailable"), "no connection: ", False),
+        (extractor("Sign in to confirm you\u2019re not a bot"), "taken for a robot: ", False),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: ", False),
         (None, "the video was removed", True),
     ],

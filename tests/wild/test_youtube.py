@@ -147,6 +147,7 @@ def test_what_was_found_before_the_quota_ended_is_kept(planning):
         ),
         ([error("403", "accessNotConfigured", "YouTube Data API v3 has not been used")], "refused .403.: YouTube"),
         ([({"status": "500"}, "oops")], "refused .500."),
+        ([({"status": "200"}, "<html>log in to this network</html>")], "something else than YouTube answered"),
     ],
 )
 def test_refusals_are_one_line_without_the_key(planning, answers, words):
