@@ -1,0 +1,95 @@
+"""`hfprune nbest`, as the command line takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfprune.errors import CheckpointError, ConfigError, DataError
+from hfprune.terminal import one_line_errors, printable, progress, quiet_libraries
+
+
+def nbest(
+    recordings: Annotated[
+        Path,
+        typer.Argument(help="A folder of sound or video files with transcripts beside them, or with a metadata.jsonl."),
+    ],
+    model: Annotated[str, typer.Option("--model", help="A recogniser: a folder, or OWNER/NAME on the Hub.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Hypotheses of a list at most.")] = 16,
+    beams: Annotated[
+        int | None,
+        typer.Option("--beams", min=1, help="The width of the search; by default --count, for CTC four times that."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", metavar="en", help="Of speech and transcripts that don't say theirs.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many recordings at most.")] = None,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Longer recordings are left out.")] = 30.0,
+    fuse: Annotated[
+        str | None,
+        typer.Option("--fuse", metavar="MODEL", help="A causal language model that takes part in CTC's search."),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option("--weight", help="Of its log-probability, with --fuse; by default 0.5.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="The lists, as JSON lines.")] = Path("nbest.jsonl"),
+) -> None:
+    """Make n-best lists of recordings with a recogniser, for `hfprune rescore`."""
+    with one_line_errors("nothing was written"):
+        _check(output, count, beams, fuse, weight)
+        quiet_libraries()
+        from hfprune.analysis.rescored import load_language_model
+        from hfprune.checkpoint.files import whole_file
+        from hfprune.speech.hypotheses import Fusion
+        from hfprune.speech.nbest import NBest, nbest_lines
+        from hfprune.wild.nbest import Lister, recordings_in
+
+        found = recordings_in(recordings, language, limit)
+        fusion = None if fuse is None else Fusion(load_language_model(fuse)[0], 0.5 if weight is None else weight)
+        lister = Lister(model, count, beams, fusion, max_seconds)
+        lists: list[NBest] = []
+        lost: list[str] = []
+        words = f"hearing with {model}"
+        try:
+            with whole_file(output) as side, side.open("w", encoding="utf-8") as lines, progress() as tell:
+                for one, made in lister(found, language, lambda k, n: tell(words, k, n)):
+                    if isinstance(made, NBest):
+                        lists.append(made)
+                        lines.write(nbest_lines([made]))
+                    else:
+                        lost.append(printable(f"{one.path.relative_to(recordings)}: {made}"))
+                if not lists:
+                    raise DataError(f"not one of {len(found)} recordings gave a list; {lost[0]}")
+        except OSError as error:
+            raise CheckpointError(f"can't write '{output}': {error.strerror or error}") from error
+        for line in lost:
+            typer.echo(line, err=True)
+        typer.echo(_summary(output, lists, len(lost)))
+
+
+def _check(output: Path, count: int, beams: int | None, fuse: str | None, weight: float | None) -> None:
+    if output.exists():
+        raise ConfigError(f"--output: '{output}' exists; name another file")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output: no folder '{output.parent}'")
+    if beams is not None and beams < count:
+        raise ConfigError(
+            f"--beams: {beams} can't give {count} hypotheses; say at least as many, or fewer with --count"
+        )
+    if weight is not None and fuse is None:
+        raise ConfigError("--weight: is that of a language model, which --fuse names")
+
+
+def _summary(output: Path, lists: list, lost: int) -> str:
+    from hfprune.report.tables import percent
+    from hfprune.speech.rescoring import Lists
+
+    counted = Lists(lists)
+    hypotheses = sum(len(one.hypotheses) for one in lists)
+    several = f"{hypotheses / len(lists):.3g} hypotheses each" if len(lists) > 1 else f"{hypotheses} hypotheses"
+    said = f"{output}: {len(lists)} list{'s' * (len(lists) > 1)}, {several}; {int(counted.words.sum()):,} words; the "
+    said += f"recogniser's own choice: WER {percent(counted.first_best)}, the best that the lists allow: "
+    said += percent(counted.oracle)
+    return said + (f"; {lost} of {len(lists) + lost} recordings are left out" if lost else "")
