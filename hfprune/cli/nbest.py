@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hfprune.errors import CheckpointError, ConfigError, DataError
 from hfprune.terminal import one_line_errors, printable, progress, quiet_libraries
 
+if TYPE_CHECKING:
+    from hfprune.speech.nbest import NBest
+
 
 def nbest(
     recordings: Annotated[
         Path,
-        typer.Argument(help="A folder of sound or video files with transcripts beside them, or with a metadata.jsonl."),
+        typer.Argument(
+            metavar="RECORDINGS",
+            help="A folder of sound or video files and their transcripts, or with a metadata.jsonl.",
+        ),
     ],
-    model: Annotated[str, typer.Option("--model", help="A recogniser: a folder, or OWNER/NAME on the Hub.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="A recogniser: a folder, or OWNER/NAME on the Hub.")
+    ],
     count: Annotated[int, typer.Option("--count", min=1, help="Hypotheses of a list at most.")] = 16,
     beams: Annotated[
         int | None,
@@ -26,7 +34,9 @@ def nbest(
         str | None, typer.Option("--language", metavar="en", help="Of speech and transcripts that don't say theirs.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many recordings at most.")] = None,
-    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Longer recordings are left out.")] = 30.0,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", metavar="SECONDS", help="Longer recordings are left out.")
+    ] = 30.0,
     fuse: Annotated[
         str | None,
         typer.Option("--fuse", metavar="MODEL", help="A causal language model that takes part in CTC's search."),
@@ -82,14 +92,17 @@ def _check(output: Path, count: int, beams: int | None, fuse: str | None, weight
         raise ConfigError("--weight: is that of a language model, which --fuse names")
 
 
-def _summary(output: Path, lists: list, lost: int) -> str:
+def _summary(output: Path, lists: list[NBest], lost: int) -> str:
+    """What stands in the lists, and how well the recogniser does on them."""
     from hfprune.report.tables import percent
     from hfprune.speech.rescoring import Lists
 
     counted = Lists(lists)
-    hypotheses = sum(len(one.hypotheses) for one in lists)
-    several = f"{hypotheses / len(lists):.3g} hypotheses each" if len(lists) > 1 else f"{hypotheses} hypotheses"
-    said = f"{output}: {len(lists)} list{'s' * (len(lists) > 1)}, {several}; {int(counted.words.sum()):,} words; the "
-    said += f"recogniser's own choice: WER {percent(counted.first_best)}, the best that the lists allow: "
-    said += percent(counted.oracle)
-    return said + (f"; {lost} of {len(lists) + lost} recordings are left out" if lost else "")
+    mean = sum(len(one.hypotheses) for one in lists) / len(lists)
+    heard = f"{len(lists)} recording{'s' * (len(lists) != 1)}, {int(counted.words.sum()):,} words"
+    left_out = f"; {lost} of {len(lists) + lost} recordings left out" if lost else ""
+    return (
+        f"{output}: {heard}, {mean:.3g} hypotheses each{left_out}\n"
+        f"the recogniser's own choice: WER {percent(counted.first_best)}, "
+        f"the best that its lists allow: {percent(counted.oracle)}"
+    )

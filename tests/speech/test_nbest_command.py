@@ -49,7 +49,7 @@ def test_lists_of_recordings_can_be_rescored(place, tmp_path, kind):
     output = tmp_path / "nbest.jsonl"
     done = call("nbest", place / "recordings", "--model", place / kind, "--count", 4, "--output", output)
     assert done.exit_code == 0, done.output
-    assert f"{output}: 4 lists, " in done.stdout and "the best that the lists allow" in done.stdout
+    assert f"{output}: 4 recordings, " in done.stdout and "the best that its lists allow" in done.stdout
     lists = read_nbest(output)
     transcripts = [path.read_text() for path in sorted((place / "recordings").glob("*.txt"))]
     assert [one.reference for one in lists] == transcripts and {one.language for one in lists} == {None}
@@ -73,13 +73,13 @@ def test_a_recording_without_a_list_has_a_reason_and_the_others_go_on(place, tmp
     write_audio(folder / "untold.wav", spoken("a"))
     options = ("--model", place / "ctc", "--max-seconds", 2, "--language", "de")
     done = call("nbest", folder, *options, "--output", tmp_path / "a.jsonl")
-    assert done.exit_code == 0 and "2 lists" in done.stdout and "5 of 7 recordings are left out" in done.stdout
+    assert done.exit_code == 0 and "2 recordings, " in done.stdout and "5 of 7 recordings left" in done.stdout
     assert [one.language for one in read_nbest(tmp_path / "a.jsonl")] == ["de"] * 2
     assert "broken.wav: can't be decoded" in done.stderr and "long.wav: 2.5 s of sound, more than 2" in done.stderr
     assert "short.wav: 0.006 s of sound, too little for a single frame" in done.stderr
     assert "silent.wav: no word in its transcript" in done.stderr and "untold.wav: no transcript" in done.stderr
     few = call("nbest", folder, *options, "--limit", 1, "--output", tmp_path / "b.jsonl")
-    assert few.exit_code == 0 and "1 list, " in few.stdout
+    assert few.exit_code == 0 and "1 recording, " in few.stdout
     for path in folder.glob("0*"):
         path.unlink()
     done = call("nbest", folder, *options, "--output", tmp_path / "c.jsonl")
