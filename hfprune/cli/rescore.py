@@ -94,6 +94,5 @@ def _table(report: dict[str, Any]) -> Any:
         spent = f"{row['milliseconds']:.1f}"
         table.add_row(row["model"], percent(row["wer"]), *numbers, human_bytes(row["bytes"]), spent, choices)
     chosen = "on other lists" if report["development"] is not None else "each half's on the other half"
-    note = f"weight of the language model and penalty a word: chosen {chosen}; perplexity: of the references, a token's"
-    note += " and a word's"
+    note = f"weight of the language model and penalty a word: chosen {chosen}; perplexity: of the references"
     return Group(table, note, *failed)
