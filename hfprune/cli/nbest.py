@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from hfprune.terminal import one_line_errors, printable, progress, quiet_librari
 
 if TYPE_CHECKING:
     from hfprune.speech.nbest import NBest
+    from hfprune.speech.recordings import Recording
 
 
 def nbest(
@@ -51,32 +53,42 @@ def nbest(
         _check(output, count, beams, fuse, weight)
         quiet_libraries()
         from hfprune.analysis.rescored import load_language_model
-        from hfprune.checkpoint.files import whole_file
         from hfprune.speech.hypotheses import Fusion
-        from hfprune.speech.nbest import NBest, nbest_lines
         from hfprune.wild.nbest import Lister, recordings_in
 
         found = recordings_in(recordings, language, limit)
         fusion = None if fuse is None else Fusion(load_language_model(fuse)[0], 0.5 if weight is None else weight)
         lister = Lister(model, count, beams, fusion, max_seconds)
-        lists: list[NBest] = []
-        lost: list[str] = []
-        words = f"hearing with {model}"
-        try:
-            with whole_file(output) as side, side.open("w", encoding="utf-8") as lines, progress() as tell:
-                for one, made in lister(found, language, lambda k, n: tell(words, k, n)):
-                    if isinstance(made, NBest):
-                        lists.append(made)
-                        lines.write(nbest_lines([made]))
-                    else:
-                        lost.append(printable(f"{one.path.relative_to(recordings)}: {made}"))
-                if not lists:
-                    raise DataError(f"not one of {len(found)} recordings gave a list; {lost[0]}")
-        except OSError as error:
-            raise CheckpointError(f"can't write '{output}': {error.strerror or error}") from error
-        for line in lost:
-            typer.echo(line, err=True)
+        with progress() as tell:
+            words = f"hearing with {model}"
+            lists, lost = _written(output, lister(found, language, lambda k, n: tell(words, k, n)))
+        for one, reason in lost:
+            typer.echo(printable(f"{one.path.relative_to(recordings)}: {reason}"), err=True)
         typer.echo(_summary(output, lists, len(lost)))
+
+
+def _written(
+    output: Path, made: Iterable[tuple[Recording, NBest | str]]
+) -> tuple[list[NBest], list[tuple[Recording, str]]]:
+    """Writes the lists as they come, into a file that is there once it is whole; and what has a reason instead."""
+    from hfprune.checkpoint.files import whole_file
+    from hfprune.speech.nbest import NBest, nbest_lines
+
+    lists, lost = [], []
+    try:
+        with whole_file(output) as side, side.open("w", encoding="utf-8") as lines:
+            for one, found in made:
+                if isinstance(found, NBest):
+                    lists.append(found)
+                    lines.write(nbest_lines([found]))
+                else:
+                    lost.append((one, found))
+            if not lists:
+                reason = printable(f"{lost[0][0].path.name}: {lost[0][1]}")
+                raise DataError(f"not one of {len(lost)} recordings gave a list; {reason}")
+    except OSError as error:
+        raise CheckpointError(f"can't write '{output}': {error.strerror or error}") from error
+    return lists, lost
 
 
 def _check(output: Path, count: int, beams: int | None, fuse: str | None, weight: float | None) -> None:
