@@ -60,6 +60,11 @@ def quiet_libraries() -> None:
     logging.getLogger("timm").setLevel(logging.ERROR)
 
 
+def printable(text: str) -> str:
+    """A name, title or reason that others wrote, without what would steer the terminal."""
+    return "".join(letter for letter in text if letter.isprintable())
+
+
 @contextmanager
 def progress() -> Iterator[Any]:
     """A bar on the error output of a terminal; what it gives is told of every step."""

@@ -144,10 +144,11 @@ class AxesComparison(Comparison):
                          f"the mean ± their standard deviation")  # fmt: skip
         if (missing := self.planned - len(self.runs)) > 0:
             lines.append(f"{missing} of {self.planned} runs are still to be made")
-        lines.append("size: what was asked for, left: the non-zero parameters, of all the dense model's, embeddings "
-                     "included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, in turns "
-                     "with it; scored: batches seen for scores; front: nothing here is better at as much speed (at the "
-                     "largest batch), as few bytes, or both")  # fmt: skip
+        scored = "" if self.rescored is not None else "scored: batches seen for scores; "
+        lines.append(f"size: what was asked for, left: the non-zero parameters, of all the dense model's, embeddings "
+                     f"included; on disk: zeros as bitmasks; batch: how many times as fast as the dense model, in "
+                     f"turns with it; {scored}front: nothing here is better at as much speed (at the largest batch), "
+                     f"as few bytes, or both")  # fmt: skip
         lines += self._judged("the claims of arXiv 2310.03424 on these runs:")
         if self.rescored is not None:
             found = next(run["dense_rescoring"] for run in self.runs if "dense_rescoring" in run)

@@ -32,14 +32,16 @@ class Rescored:
 
     Args:
         recipe: its `compare.rescore` says which lists; simulated ones are made of its data.
+        model: the dense one, trained or not.
         tokenizer: of all the models.
 
     Raises:
         ConfigError: the models are no language models, or the data lacks a split for simulated lists.
         DataError: a file that can't be read, or is of another form.
+        ModelError: a hypothesis or reference that is longer than the model takes.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: Any):
+    def __init__(self, recipe: Recipe, model: nn.Module, tokenizer: Any):
         wanted = recipe.compare.rescore
         if recipe.data.task != "causal-lm":
             raise ConfigError(f"compare.rescore: ranks with language models, and data.task is {recipe.data.task}")
@@ -49,6 +51,8 @@ class Rescored:
         self.development = None
         if development is not None:
             self.development = Lists(usable(development[: wanted.utterances])[0])
+        for lists in filter(None, (self.test, self.development)):
+            LanguageModel(model, tokenizer).check(lists.lists)
 
     def measure(self, model: nn.Module, dense: nn.Module | None = None) -> dict[str, Any]:
         """What a model makes of the lists: `Rescoring.to_dict`, and with the dense model beside it `dense_milliseconds`
@@ -85,6 +89,16 @@ def rescore_with(
     Raises:
         HfpruneError: it can't be loaded, is no causal language model, or can't take the hypotheses.
     """
+    model, size = load_language_model(name, batch_size)
+    return rescore(model, test, development, tell).to_dict() | {"bytes": size}
+
+
+def load_language_model(name: str, batch_size: int = 32) -> tuple[LanguageModel, int]:
+    """A saved causal language model, on CUDA where there is one, and its bytes, on disk for a folder.
+
+    Raises:
+        HfpruneError: it can't be loaded, or is no causal language model.
+    """
     section, folder = ModelSection.named(name), Path(name).expanduser()
     if folder.is_dir():
         model = from_pretrained(folder)
@@ -98,7 +112,7 @@ def rescore_with(
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if torch.cuda.is_available():
         model.cuda()
-    return rescore(LanguageModel(model, tokenizer, batch_size), test, development, tell).to_dict() | {"bytes": size}
+    return LanguageModel(model, tokenizer, batch_size), size
 
 
 def _check_causal(model: nn.Module, name: str) -> None:

@@ -193,7 +193,7 @@ class _Work:
         recipe = self.recipe.model_copy(update={"pruning": pruning, "output": output})
         self.job = prepare_run(recipe, self.console)
         if self.methods is not None and self.recipe.compare.rescore is not None:
-            self.rescored = Rescored(self.recipe, self.job.loaded.processing_class)
+            self.rescored = Rescored(self.recipe, self.job.model, self.job.loaded.processing_class)
         fraction = is_fraction(self.job.metrics.main, [])
         if fraction and (delta := self.recipe.pruning.recovery.min_delta) >= 1:
             raise ConfigError(f"pruning.recovery.min_delta: {delta:g}, but {self.job.metrics.main} lies between 0 and "

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hfprune.cli.compare import compare
+from hfprune.cli.nbest import nbest
 from hfprune.cli.rescore import rescore
 from hfprune.cli.wild import app as wild
 from hfprune.errors import CheckpointError, ConfigError
@@ -261,6 +262,7 @@ def _one_or_more(granularity: list[str] | None) -> str | list[str] | None:
 
 
 app.command()(compare)
+app.command()(nbest)
 app.command()(rescore)
 app.add_typer(wild, name="wild")
 

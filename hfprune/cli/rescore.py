@@ -81,7 +81,7 @@ def _table(report: dict[str, Any]) -> Any:
     head += f"{percent(report['first_best_wer'])}, the best that its lists allow: {percent(report['oracle_wer'])}"
     table = Table(title=head, title_justify="left")
     table.add_column("model", overflow="fold")
-    for name in ("WER", "perplexity", "a word", "bytes", "ms, utterance", "weight, penalty"):
+    for name in ("WER", "perplexity", "word perplexity", "bytes", "ms, utterance", "weight, penalty"):
         table.add_column(name, justify="right")
     failed = []
     for row in report["models"]:
@@ -89,10 +89,10 @@ def _table(report: dict[str, Any]) -> Any:
             failed.append(f"{row['model']}: {row['failed']}")
             table.add_row(row["model"], "failed", *["–"] * 5)
             continue
-        choices = "; ".join(f"{weight:g}, {penalty:g}" for weight, penalty in row["choices"])
+        choices = "; ".join(dict.fromkeys(f"{weight:g}, {penalty:g}" for weight, penalty in row["choices"]))
         numbers = f"{row['perplexity']:.4g}", f"{row['word_perplexity']:.4g}"
         spent = f"{row['milliseconds']:.1f}"
         table.add_row(row["model"], percent(row["wer"]), *numbers, human_bytes(row["bytes"]), spent, choices)
     chosen = "on other lists" if report["development"] is not None else "each half's on the other half"
-    note = f"weight of the language model and penalty a word: chosen {chosen}; perplexity: of the references, a token"
+    note = f"weight of the language model and penalty a word: chosen {chosen}; perplexity: of the references"
     return Group(table, note, *failed)

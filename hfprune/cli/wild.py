@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hfprune.cli.study import study
 from hfprune.errors import ConfigError
-from hfprune.terminal import one_line_errors, progress, quiet_libraries
+from hfprune.terminal import one_line_errors, printable, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from hfprune.wild.plan import Plan
@@ -116,7 +116,7 @@ def _keep(made: Plan, output: Path) -> None:
     if left := [item for item in made.items if item.reason is not None]:
         typer.echo(f"{len(left)} can't be tested and stay in the plan with the reason:")
         for item in left[:10]:
-            typer.echo(f"  {_printable(item.key)}: {_printable(item.reason or '')}")
+            typer.echo(f"  {printable(item.key)}: {printable(item.reason or '')}")
         if len(left) > 10:
             typer.echo(f"  and {len(left) - 10} more")
     if made.next_page_token:
@@ -198,14 +198,9 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         from rich.markup import escape
 
         with progress() as tell:
-            yield lambda words, done, total: tell(escape(_printable(words)), done, total)
+            yield lambda words, done, total: tell(escape(printable(words)), done, total)
     else:
-        yield lambda words, done, total: typer.echo(f"{done}/{total} {_printable(words)}", err=True)
-
-
-def _printable(text: str) -> str:
-    """A title or reason that others wrote, without what would steer the terminal."""
-    return "".join(letter for letter in text if letter.isprintable())
+        yield lambda words, done, total: typer.echo(f"{done}/{total} {printable(words)}", err=True)
 
 
 def _bytes(text: str) -> int:

@@ -147,22 +147,33 @@ class LanguageModel:
         Raises:
             ModelError: a text is longer than the model takes, or the tokenizer is not the model's.
         """
-        sequences = [[self.begin, *ids, *(self.end if end else [])] for ids in self._encoded(texts)]
-        self._check(sequences)
+        sequences = self._sequences(texts, end)
         sums = np.zeros(len(texts))
         for start in range(0, len(sequences), self.batch_size):
             sums[start : start + self.batch_size] = self._batch(sequences[start : start + self.batch_size])
         return sums, np.array([len(sequence) - 1 for sequence in sequences])
 
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    def check(self, lists: Sequence[NBest]) -> None:
+        """Reads lists without scoring them.
 
-    def _check(self, sequences: list[list[int]]) -> None:
+        Raises:
+            ModelError: a text is longer than the model takes, or the tokenizer is not the model's.
+        """
+        self._sequences([text for one in lists for text in (one.reference, *(said.text for said in one.hypotheses))])
+
+    def _sequences(self, texts: Sequence[str], end: bool = True) -> list[list[int]]:
+        """The tokens of each text, its beginning and end among them."""
+        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        sequences = [[self.begin, *ids, *(self.end if end else [])] for ids in found]
+        self._refuse_what_does_not_fit(sequences)
+        return sequences
+
+    def _refuse_what_does_not_fit(self, sequences: list[list[int]]) -> None:
         config = getattr(self.model, "config", None)
         limit = getattr(config, "max_position_embeddings", None)
         longest = max(map(len, sequences), default=0)
         if limit is not None and longest > limit:
-            raise ModelError(f"a hypothesis has {longest} tokens, and the language model takes {limit}")
+            raise ModelError(f"a hypothesis or reference has {longest} tokens, and the language model takes {limit}")
         known = self.model.get_input_embeddings().weight.shape[0]
         if max((max(sequence) for sequence in sequences), default=0) >= known:
             raise ModelError(f"the tokenizer is not the model's: it has tokens beyond the model's {known}")

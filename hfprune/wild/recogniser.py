@@ -67,19 +67,9 @@ class Recogniser:
     def __init__(
         self, name: str, *, device: str | None = None, batch_size: int = 8, chunk: float = 30.0, beams: int = 1
     ) -> None:
-        folder = folder_of(name)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"'{name}' is no checkpoint: {_why_none(name, folder)}")
-        kind = (read_config(folder).get("architectures") or ["a model of no known class"])[0]
-        if kind not in _RECOGNISERS:
-            raise ModelError(f"'{name}' is not a speech recogniser: it holds {kind}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = {"dtype": torch.float32} if self.device.type == "cpu" else {}
-        model: Any = from_pretrained(folder, **options)
-        try:
-            extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"'{name}' lacks its feature extractor or tokenizer: {first_line(error)}") from error
+        model, extractor, tokenizer = load_recogniser(name, **options)
         if tokenizer.pad_token is None:  # the pipeline's batches ask for one, though sound has none
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self._pipeline = AutomaticSpeechRecognitionPipeline(
@@ -131,6 +121,31 @@ class Recogniser:
                     raise DataError(f"the model does not know the language '{code}'")
                 generate |= {"language": code, "task": "transcribe"}
         return options
+
+
+def load_recogniser(name: str, **options: Any) -> tuple[Any, Any, Any]:
+    """A recogniser, its feature extractor and its tokenizer.
+
+    Args:
+        name: a folder, or `OWNER/NAME` on the Hub.
+        options: of `from_pretrained`.
+
+    Raises:
+        ModelError: it is no recogniser, or something of it is missing.
+        CheckpointError: it does not match its metadata.
+        NotReachable: it lies on the Hub, and the Hub can't be reached.
+    """
+    folder = folder_of(name)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"'{name}' is no checkpoint: {_why_none(name, folder)}")
+    kind = (read_config(folder).get("architectures") or ["a model of no known class"])[0]
+    if kind not in _RECOGNISERS:
+        raise ModelError(f"'{name}' is not a speech recogniser: it holds {kind}")
+    model = from_pretrained(folder, **options)
+    try:
+        return model, AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"'{name}' lacks its feature extractor or tokenizer: {first_line(error)}") from error
 
 
 def _seconds(time: Any) -> float | None:

@@ -96,6 +96,7 @@ def test_a_comparison_tries_every_model_on_the_lists(finished):
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert {float(row["wer"]) for row in rows} == {g["mean"] for g in words["groups"]}
     assert (folder / "wer.png").read_bytes().startswith(b"\x89PNG")
+    assert "scored" not in printed  # no such column beside WER
     assert "the claims by the word error rate" in printed and "the best that the lists allow" in printed
 
 
@@ -120,6 +121,13 @@ def test_other_lists_in_the_same_folder_are_refused(place, finished, tmp_path):
     path = recipe_of(place, tmp_path, {"lists": "simulated", "hypotheses": 4})
     done = call("compare", path, "--set", f"output.folder={finished[0]}", "--set", "compare.rescore.noise=.5")
     assert done.exit_code == 2 and "compare.rescore.noise: 0.5 now" in done.stderr
+
+
+def test_lists_that_are_too_long_for_the_model_are_refused_before_it_is_trained(place, tmp_path):
+    (tmp_path / "long.jsonl").write_text(nbest_lines([*LISTS, NBest("cat", (Hypothesis("the cat " * 40, 0.0),))]))
+    done = call("compare", recipe_of(place, tmp_path, str(tmp_path / "long.jsonl")))
+    assert done.exit_code == 2 and "tokens, and the language model takes 64" in done.stderr
+    assert not (tmp_path / "out" / "dense").exists()
 
 
 def test_simulated_lists_never_show_what_models_were_trained_on(place):

@@ -22,7 +22,7 @@ from transformers import (
 
 from hfprune.errors import DataError, ModelError
 from hfprune.scratch import byte_tokenizer
-from hfprune.speech.hypotheses import ctc_units, heard, recogniser, whisper_prompt
+from hfprune.speech.hypotheses import Fusion, ctc_units, heard, recogniser, whisper_prompt
 
 SAMPLES = np.random.default_rng(0).normal(size=4_000).astype(np.float32) * 0.1
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "a", "b", "c"]
@@ -77,6 +77,16 @@ def test_ctc_lists_are_sums_over_alignments(ctc):
     assert ctc_units(processor.tokenizer, 8) == ["", "", "", "", " ", "a", "b", "c"]
 
 
+def test_sound_is_brought_to_the_rate_that_the_recogniser_takes(ctc):
+    model, processor = ctc
+    slow = Processor(Wav2Vec2FeatureExtractor(sampling_rate=8_000), processor.tokenizer)
+    assert (
+        heard(model, slow, SAMPLES, 3) == heard(model, slow, np.copy(SAMPLES), 3) != heard(model, processor, SAMPLES, 3)
+    )
+    with pytest.raises(DataError, match="0.025 s of sound, too little for a single frame"):
+        heard(model, slow, SAMPLES[:400], 3)
+
+
 def test_capitals_alone_are_written_small(tmp_path):
     capitals = [unit.upper() if len(unit) == 1 else unit for unit in LETTERS]
     (tmp_path / "vocab.json").write_text(json.dumps({unit: i for i, unit in enumerate(capitals)}))
@@ -94,7 +104,7 @@ def test_shallow_fusion_moves_ctc_lists(ctc):
             return np.array([20.0 * text.count("b") for text in texts]), None
 
     model, processor = ctc
-    plain, fused = (heard(model, processor, SAMPLES, 5, width=64, language_model=lm) for lm in (None, Likes()))
+    plain, fused = (heard(model, processor, SAMPLES, 5, 64, fusion) for fusion in (None, Fusion(Likes())))
     assert fused[0].text.count("b") > plain[0].text.count("b")
 
 
@@ -117,6 +127,15 @@ def test_written_lists_hold_whole_log_probabilities(whisper):
         value = logs[len(prompt[0]) - 1 :].gather(1, row[len(prompt[0]) :, None]).sum().item()
         whole[text.strip()] = max(value, whole.get(text.strip(), value))
     assert {one.text: one.score for one in found} == pytest.approx(whole, abs=1e-3)
+
+
+def test_a_model_that_says_no_limit_writes_as_long_a_text_as_it_can(whisper, monkeypatch):
+    model, processor = whisper
+    monkeypatch.setattr(model.generation_config, "max_length", None)
+    monkeypatch.setattr(model.config, "max_target_positions", 8)
+    before = recogniser(model, processor, count=2)(SAMPLES)
+    monkeypatch.setattr(model.generation_config, "max_length", 8)
+    assert recogniser(model, processor, count=2)(SAMPLES) == before
 
 
 def test_whisper_s_prompt_says_the_language(whisper):

@@ -195,7 +195,7 @@ def test_a_model_whose_weights_are_no_numbers_changes_nothing(tiny):
 
 def test_what_a_language_model_can_not_take(tiny):
     model, tokenizer = tiny
-    with pytest.raises(ModelError, match="a hypothesis has .* tokens, and the language model takes 48"):
+    with pytest.raises(ModelError, match="a hypothesis or reference has .* tokens, and the language model takes 48"):
         LanguageModel(model, tokenizer).log_probabilities(["zebra " * 30])
     with pytest.raises(ModelError, match="the tokenizer is not the model's"):
         LanguageModel(model, byte_tokenizer([WORDS] * 9, 400)).log_probabilities([WORDS])
