@@ -107,9 +107,10 @@ def _repeats(last: Caption, caption: Caption) -> bool:
 
 def choose_language(available: list[str], language: str) -> str | None:
     """Which of several subtitles is the reference: the language itself, then British and American English, then the
-    shortest code of the same language; None where there is none."""
+    shortest code of the language; where a variety is asked for (`pt-BR`), it or the language without one, and no other
+    variety, which may be written otherwise. None where there is none."""
     alike = [code for code in available if code == language or code.startswith(f"{language}-")]
-    alike = alike or [code for code in available if code_of(code) == code_of(language)]
+    alike = alike or [code for code in available if code == code_of(language)]
     first = [code for code in (language, f"{language}-GB", f"{language}-US") if code in alike]
     return first[0] if first else min(alike, key=lambda code: (len(code), code), default=None)
 

@@ -24,6 +24,8 @@ from tests.support.wild import recordings, sine
         (["en-nP7-2PuUl7o", "en-AU", "en-CA"], "en", "en-AU"),
         (["de-AT", "en"], "de", "de-AT"),
         (["en", "de"], "en-AU", "en"),
+        (["pt-PT", "pt"], "pt-BR", "pt"),
+        (["zh-TW", "zh-HK"], "zh-CN", None),
         (["enm", "live_chat"], "en", None),
         ([], "en", None),
     ],
