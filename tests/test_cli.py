@@ -187,7 +187,14 @@ def test_an_interrupted_command_resumes_to_the_same_result(tmp_path, after, numb
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call("--recipe", str(recipe), "--set", f"output.folder={whole}").returncode == 0
     arguments = ("--recipe", str(recipe), "--set", f"output.folder={stopped}")
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+    process = subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     interrupt(process, after, number)
     _, rest = process.communicate(timeout=300)
     assert process.returncode == code, rest
