@@ -144,7 +144,10 @@ def load_recogniser(name: str, **options: Any) -> tuple[Any, Any, Any]:
     model = from_pretrained(folder, **options)
     try:
         return model, AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BaseException as error:
+        # A tokenizer.json of an unknown kind is a bare Exception.
+        if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError | TypeError):
+            raise
         raise ModelError(f"'{name}' lacks its feature extractor or tokenizer: {first_line(error)}") from error
 
 

@@ -217,6 +217,14 @@ def test_a_model_that_is_no_recogniser_fails_its_rows_alone(recogniser, tmp_path
     with pytest.raises(ModelError, match="none of the models can transcribe: .*no such folder"):
         run(plan, [str(tmp_path / "gone")], tmp_path / "out2")
     (other / "config.json").write_text(json.dumps(config))
+    empty = dict.fromkeys(("truncation", "padding", "pre_tokenizer", "post_processor", "decoder"))
+    unknown = {"version": "1.0", "added_tokens": [], "normalizer": {"type": "Odd"}, "model": {"type": "Odd"}} | empty
+    (other / "tokenizer.json").write_text(json.dumps(unknown))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="lacks its feature extractor or tokenizer"):
+        Recogniser(str(other))
+    (other / "tokenizer.json").unlink()
     (other / "vocab.json").unlink()
     (other / "tokenizer_config.json").unlink()
     with pytest.raises(ModelError, match="lacks its feature extractor or tokenizer"):
