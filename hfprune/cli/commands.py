@@ -339,13 +339,13 @@ def convert(
     """Write a checkpoint anew with its masked tensors stored sparse, or dense again; the model stays the same."""
     with one_line_errors():
         from hfprune.checkpoint.convert import convert as write
-        from hfprune.errors import ConfigError
+        from hfprune.checkpoint.tensors import bytes_on_disk
 
         if to not in ("bitmask", "dense"):
             raise ConfigError(f"--to: '{to}' is no way of storing; known: bitmask, dense")
         with progress() as tell:
             write(folder, output, sparse=to == "bitmask", tell=tell)
-        before, after = (sum(f.stat().st_size for f in place.glob("*.safetensors")) for place in (folder, output))
+        before, after = map(bytes_on_disk, (folder, output))
         typer.echo(f"{output}: {after:,} bytes of tensors, {after / max(1, before):.1%} of {before:,}")
 
 

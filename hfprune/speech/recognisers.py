@@ -28,7 +28,11 @@ def kind_of_config(config: PreTrainedConfig) -> Kind | None:
 
 def kind_of(model: nn.Module) -> Kind | None:
     """How a recogniser writes; None for a model that is none, for example one without the head that writes."""
-    names = {kind.__name__ for kind in type(model).__mro__}
+    return kind_of_classes({kind.__name__ for kind in type(model).__mro__})
+
+
+def kind_of_classes(names: set[str]) -> Kind | None:
+    """How a recogniser writes that is of one of these classes of transformers; None where none is a recogniser's."""
     if names & set(MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()):
         return "seq2seq"
     return "ctc" if names & set(MODEL_FOR_CTC_MAPPING_NAMES.values()) else None

@@ -13,10 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoTokenizer, Wav2Vec2CTCTokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CTC_MAPPING_NAMES,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-)
 from transformers.pipelines import AutomaticSpeechRecognitionPipeline
 
 from hfprune.checkpoint.load import from_pretrained
@@ -25,8 +21,8 @@ from hfprune.errors import DataError, ModelError
 from hfprune.hub.reach import first_line, folder_of, looks_like_path, missing_path
 from hfprune.speech.audio import RATE, resampled
 from hfprune.speech.normalise import code_of
+from hfprune.speech.recognisers import kind_of_classes
 
-_RECOGNISERS = {*MODEL_FOR_CTC_MAPPING_NAMES.values(), *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()}
 _STATUS = Path("/proc/self/status")
 
 
@@ -139,7 +135,7 @@ def load_recogniser(name: str, **options: Any) -> tuple[Any, Any, Any]:
     if not (folder / "config.json").is_file():
         raise ModelError(f"'{name}' is no checkpoint: {_why_none(name, folder)}")
     kind = (read_config(folder).get("architectures") or ["a model of no known class"])[0]
-    if kind not in _RECOGNISERS:
+    if kind_of_classes({kind}) is None:
         raise ModelError(f"'{name}' is not a speech recogniser: it holds {kind}")
     model = from_pretrained(folder, **options)
     try:
